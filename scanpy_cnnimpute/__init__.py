@@ -1,0 +1,12 @@
+"""Missing value recovery for single-cell RNA-seq with convolutional networks, in Scanpy's manners."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+__version__ = version("scanpy-cnnimpute")
+
+from . import datasets, get, metrics, pp, tl
+from .network import CNNImputer
+
+__all__ = ["CNNImputer", "datasets", "get", "metrics", "pp", "tl"]

@@ -1,0 +1,7 @@
+"""The package's logger; no handler is installed here."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger("scanpy_cnnimpute")

@@ -1,0 +1,96 @@
+"""Numba kernels of density peak clustering. One cell per parallel iteration, so threads never change a result.
+
+None of them stores an n x n matrix: distances are computed anew in each of the three passes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+# exp(-x) is lost against the cell's own contribution of 1 from here on.
+NEGLIGIBLE_EXPONENT = 45.0
+
+
+@njit(cache=True)
+def _squared_distance(a, b):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for d in range(a.size):
+        total += (a[d] - b[d]) ** 2
+    return total
+
+
+@njit(parallel=True, cache=True)
+def densities(points, bandwidths):  # type: ignore[no-untyped-def]
+    """Gaussian kernel sums at every point for every bandwidth: (n_bandwidths, n)."""
+    n = points.shape[0]
+    n_bandwidths = bandwidths.size
+    scale = 0.5 / bandwidths**2
+    out = np.empty((n_bandwidths, n))
+    for i in prange(n):
+        total = np.zeros(n_bandwidths)
+        for j in range(n):
+            square = _squared_distance(points[i], points[j])
+            # Bandwidths ascend, so the exponents descend: stop at the first that is negligible.
+            for b in range(n_bandwidths - 1, -1, -1):
+                exponent = square * scale[b]
+                if exponent > NEGLIGIBLE_EXPONENT:
+                    break
+                total[b] += math.exp(-exponent)
+        out[:, i] = total
+    return out
+
+
+@njit(parallel=True, cache=True)
+def separations(points, ranks):  # type: ignore[no-untyped-def]
+    """Distance to the nearest point of higher density, for each ranking: (n_rankings, n); inf at the densest."""
+    n_rankings, n = ranks.shape
+    by_point = np.ascontiguousarray(ranks.T)
+    out = np.empty((n_rankings, n))
+    for i in prange(n):
+        nearest = np.full(n_rankings, np.inf)
+        for j in range(n):
+            square = _squared_distance(points[i], points[j])
+            for b in range(n_rankings):
+                if by_point[j, b] < by_point[i, b] and square < nearest[b]:
+                    nearest[b] = square
+        out[:, i] = np.sqrt(nearest)
+    return out
+
+
+@njit(parallel=True, cache=True)
+def silhouettes(points, atoms, atom_labels, sizes):  # type: ignore[no-untyped-def]
+    """Silhouette width of every point under every labelling: (n_labellings, n).
+
+    `atoms` (n,) numbers groups of points that no labelling separates, `atom_labels` (n_atoms, n_labellings) holds
+    their labels, `sizes` (n_labellings, most clusters) the cluster sizes. A point costs its n distances and n_atoms x
+    n_labellings additions.
+    """
+    n = points.shape[0]
+    n_atoms, n_labellings = atom_labels.shape
+    n_clusters = sizes.shape[1]
+    out = np.empty((n_labellings, n))
+    for i in prange(n):
+        to_atoms = np.zeros(n_atoms)
+        for j in range(n):
+            to_atoms[atoms[j]] += math.sqrt(_squared_distance(points[i], points[j]))
+        to_clusters = np.zeros((n_labellings, n_clusters))
+        for a in range(n_atoms):
+            distance = to_atoms[a]
+            for t in range(n_labellings):
+                to_clusters[t, atom_labels[a, t]] += distance
+        for t in range(n_labellings):
+            own = atom_labels[atoms[i], t]
+            if sizes[t, own] == 1:  # by definition
+                out[t, i] = 0.0
+                continue
+            within = to_clusters[t, own] / (sizes[t, own] - 1)
+            between = np.inf
+            for c in range(n_clusters):
+                if c != own and sizes[t, c] > 0:
+                    between = min(between, to_clusters[t, c] / sizes[t, c])
+            largest = max(within, between)
+            out[t, i] = (between - within) / largest if largest > 0.0 else 0.0
+    return out

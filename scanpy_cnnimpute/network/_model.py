@@ -1,0 +1,87 @@
+"""The published network, in Keras: any backend runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+    from ..presets import NetworkSettings
+
+MASK = -1.0
+"""Value of a target that takes no part in the loss."""
+
+SMALLEST_INPUT = 10  # what two valid convolutions of width 3, each halved by pooling, leave something of
+
+
+def n_inputs(settings: NetworkSettings) -> int:
+    """Width of the input layer; smaller sets of input genes are padded with zeros."""
+    return max(settings.n_targets * settings.n_top, SMALLEST_INPUT)
+
+
+def masked_mse(y_true: Any, y_pred: Any) -> Any:
+    """Mean squared error over the targets that are not masked."""
+    from keras import ops
+
+    observed = ops.cast(ops.not_equal(y_true, MASK), y_pred.dtype)
+    squared = ops.square(y_pred - ops.cast(y_true, y_pred.dtype)) * observed
+    return ops.sum(squared) / ops.maximum(ops.sum(observed), 1.0)
+
+
+def build_network(settings: NetworkSettings) -> keras.Model:
+    """The compiled network of the paper's figure 1B; weights start at zero until :func:`reinitialise`.
+
+    Conv1D(16, 3, relu), MaxPooling(2), BatchNormalization, the same again, Dropout(0.3), Dense(1024, relu), Dense.
+    """
+    from keras import Model, layers, optimizers
+
+    def block(x: Any) -> Any:
+        # Zeros, since an initialiser without a seed draws one from Python's global generator.
+        x = layers.Conv1D(16, 3, activation="relu", kernel_initializer="zeros")(x)
+        x = layers.MaxPooling1D(2)(x)
+        return layers.BatchNormalization()(x)
+
+    inputs = layers.Input((n_inputs(settings), 1))
+    x = layers.Flatten()(block(block(inputs)))
+    x = layers.Dropout(0.3, seed=0)(x)
+    x = layers.Dense(1024, activation="relu", kernel_initializer="zeros")(x)
+    outputs = layers.Dense(settings.n_targets, kernel_initializer="zeros")(x)
+    model = Model(inputs, outputs)
+    # XLA would compile anew for every size of a cluster's last batch.
+    model.compile(optimizers.Adam(settings.learning_rate), loss=masked_mse, jit_compile=False)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+class Network:
+    """One compiled network, trained anew for each subset: building and compiling costs more than training."""
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        self._settings = settings
+        from keras import ops
+
+        self.model = build_network(settings)
+        self._fresh = [ops.convert_to_numpy(variable) for variable in self._variables()]
+
+    def _variables(self) -> list[Any]:
+        rate = self.model.optimizer.learning_rate
+        return [*self.model.variables, *(v for v in self.model.optimizer.variables if v is not rate)]
+
+    def reinitialise(self, rng: np.random.Generator) -> None:
+        """Forget everything: Glorot-uniform kernels from `rng`, the rest, optimizer and dropout seed as when built."""
+        from keras import layers
+
+        for variable, value in zip(self._variables(), self._fresh, strict=True):
+            variable.assign(value)
+        for layer in self.model.layers:
+            if hasattr(layer, "kernel"):
+                shape = layer.kernel.shape
+                receptive = int(np.prod(shape[:-2]))
+                limit = np.sqrt(6.0 / (receptive * (shape[-2] + shape[-1])))
+                layer.kernel.assign(limit * (2.0 * rng.random(shape, dtype=np.float32) - 1.0))
+            elif isinstance(layer, layers.Dropout):
+                state = layer.seed_generator.state
+                state.assign(np.array([rng.integers(2**31), 0], dtype=state.dtype))
