@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-DEMO_EPOCHS = 20
+DEMO_EPOCHS = 15
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -34,9 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("scanpy_cnnimpute").setLevel(logging.WARNING if options.quiet else logging.INFO)
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {_one_line(message)}", file=sys.stderr)
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = _show_warning
+            options.run(options)
     except KeyboardInterrupt:
         print("scanpy-cnnimpute: interrupted", file=sys.stderr)
         return 130
@@ -48,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"scanpy-cnnimpute: error: {kind}{_one_line(text)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {_one_line(message)}", file=sys.stderr)
 
 
 def _one_line(text: object) -> str:

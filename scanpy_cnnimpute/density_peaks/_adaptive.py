@@ -113,7 +113,7 @@ def adaptive_density_peaks(
                 for key, value in zip(tested, (quantile, cut, k, bandwidth), strict=False):
                     tested[key].append(value)
     if not candidates:
-        msg = f"n_clusters={list(n_clusters)} is not possible with {n} points: {FEWEST_CLUSTERS} to {n - 1} clusters are."
+        msg = f"n_clusters={list(n_clusters)} is not possible with {n} points; {FEWEST_CLUSTERS} to {n - 1} is."
         raise ValueError(msg)
 
     scores = _mean_silhouettes(points, [centers for _, centers in candidates])

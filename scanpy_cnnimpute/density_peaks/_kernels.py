@@ -83,7 +83,7 @@ def silhouettes(points, atoms, atom_labels, sizes):  # type: ignore[no-untyped-d
                 to_clusters[t, atom_labels[a, t]] += distance
         for t in range(n_labellings):
             own = atom_labels[atoms[i], t]
-            if sizes[t, own] == 1:  # by definition
+            if sizes[t, own] == 1 or sizes[t, own] == n:  # alone, or nothing to compare with
                 out[t, i] = 0.0
                 continue
             within = to_clusters[t, own] / (sizes[t, own] - 1)

@@ -453,15 +453,15 @@ class CNNImputer:
         status: np.ndarray,
     ) -> tuple[list[np.ndarray], np.ndarray]:
         """Subsets of target genes of a cluster, and the genes that may be inputs; fills `status` in place."""
+        if cells.size < FEWEST_CELLS:
+            status[:] = TOO_FEW_CELLS
+            logger.info("cluster %s has %d cells, fewer than the %d it takes to train", name, cells.size, FEWEST_CELLS)
+            return [], np.empty(0, dtype=np.int64)
         by_gene = counts[cells].tocsc()
         usable = trusted & ~_inputs.is_constant(by_gene)
         shares = _inputs.dropout_shares(by_gene, cells, block, self.settings.threshold)
-        status[(shares > 0) & ~usable] = NOT_MODELLED
+        status[~trusted | ((shares > 0) & ~usable)] = NOT_MODELLED
         targets = np.flatnonzero((shares > 0) & usable)
-        if cells.size < FEWEST_CELLS:
-            status[targets] = TOO_FEW_CELLS
-            logger.info("cluster %s has %d cells, fewer than the %d it takes to train", name, cells.size, FEWEST_CELLS)
-            return [], targets
         return _inputs.subsets(targets, self.settings), np.flatnonzero((shares <= self.settings.max_dropout) & usable)
 
     def _train(

@@ -113,6 +113,9 @@ def dropout_prob(
     clusters, names = cluster_codes(adata, cluster_key, caller="pp.dropout_prob")
 
     library_size = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    if not library_size.any():
+        msg = "No cell has any counts: there is nothing to fit."
+        raise ValueError(msg)
     # A cell without counts has no library to scale to, and tells nothing about any gene.
     clusters = np.where(library_size > 0, clusters, -1)
     mixture = fit_mixture(counts, library_size, clusters, len(names))

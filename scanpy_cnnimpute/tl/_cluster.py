@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -226,10 +227,14 @@ def cluster_coordinates(
 
 def _kmeans(points: np.ndarray, n_clusters: int | None, *, init: Any, n_init: int, random_state: int) -> np.ndarray:
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     kmeans = KMeans(n_clusters, init=init, n_init=n_init, max_iter=1000, tol=0.0, random_state=random_state)
-    # Renumbered, since a cluster can lose its last cell.
-    return np.unique(kmeans.fit_predict(points.astype(np.float64)), return_inverse=True)[1]
+    with warnings.catch_warnings():
+        # Equal cells can leave a cluster empty; the others are renumbered.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = kmeans.fit_predict(points.astype(np.float64))
+    return np.unique(labels, return_inverse=True)[1]
 
 
 def _leiden(points: np.ndarray, *, resolution: float, random_state: int) -> np.ndarray:

@@ -1,0 +1,39 @@
+"""Fixtures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from helpers import KINDS, QUICK, simulate, unsorted
+
+if TYPE_CHECKING:
+    import anndata as ad
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    return simulate()
+
+
+@pytest.fixture(scope="session")
+def imputed() -> ad.AnnData:
+    """One imputation that read-only tests share."""
+    import scanpy_cnnimpute as scnn
+
+    adata = simulate()
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.cnn_impute(adata, **QUICK)
+    return adata
+
+
+@pytest.fixture(params=[*KINDS, "view", "unsorted"])
+def any_kind(request: pytest.FixtureRequest) -> ad.AnnData:
+    """The simulated counts in every kind of matrix."""
+    adata = simulate()
+    if request.param == "view":
+        return adata[::-1][::-1]
+    if request.param == "unsorted":
+        return unsorted(adata)
+    adata.X = KINDS[request.param](adata.X)
+    return adata

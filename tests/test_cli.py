@@ -1,0 +1,191 @@
+"""The command line: h5ad in, h5ad out, one line for every error."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import assert_only_added, simulate
+
+import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute import _cli, _io
+
+QUICK = ["--n-targets", "16", "--max-epochs", "2", "--quiet"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.h5ad"
+    simulate().write_h5ad(path)
+    return path
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    assert _cli.main([str(argument) for argument in arguments]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("scanpy-cnnimpute: error: ")
+    return lines[0]
+
+
+def test_dropout_impute_evaluate(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    probable, imputed, table = (tmp_path / name for name in ("p.h5ad", "i.h5ad", "t.csv"))
+    assert _cli.main(["dropout", str(source), str(probable), "--cluster-key", "type", "--quiet"]) == 0
+    assert _cli.main(["impute", str(probable), str(imputed), *QUICK]) == 0
+    capsys.readouterr()
+    evaluate = ["evaluate", str(imputed), "--label-key", "type", "--layers", "X", "cnn_imputed", "--csv", str(table)]
+    assert _cli.main([*evaluate, "--method", "kmeans", "--n-clusters", "2", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "layer:cnn_imputed" in printed
+    assert pd.read_csv(table, index_col=0).index.tolist() == ["X", "layer:cnn_imputed"]
+
+    expected = simulate()
+    scnn.pp.dropout_prob(expected, cluster_key="type")
+    scnn.pp.cnn_impute(expected, n_targets=16, max_epochs=2)
+    result = ad.read_h5ad(imputed)
+    np.testing.assert_array_equal(result.layers["dropout_prob"], expected.layers["dropout_prob"])
+    np.testing.assert_array_equal(result.layers["cnn_imputed"].toarray(), expected.layers["cnn_imputed"].toarray())
+    added = {("layers", "cnn_imputed"), ("uns", "cnn_imputed")}
+    assert_only_added(ad.read_h5ad(probable), result, added)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i.h5ad", "in.h5ad", "p.h5ad", "t.csv"]
+
+
+def test_zarr_in_and_out(source: Path, tmp_path: Path) -> None:
+    store, out = tmp_path / "a.zarr", tmp_path / "b.zarr"
+    ad.read_h5ad(source).write_zarr(store)
+    arguments = ["dropout", str(store), str(out), "--cluster-key", "type", "--quiet"]
+    assert _cli.main(arguments) == 0
+    assert _cli.main([*arguments, "--force"]) == 0
+    assert ad.read_zarr(out).layers["dropout_prob"].shape == (60, 50)
+
+
+def test_an_existing_output_needs_force(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out.h5ad"
+    output.write_text("precious")
+    assert "Pass --force" in error_of(capsys, "dropout", source, output, "--cluster-key", "type")
+    assert output.read_text() == "precious"
+    assert _cli.main(["dropout", str(source), str(output), "--cluster-key", "type", "--force", "--quiet"]) == 0
+    assert "dropout_prob" in ad.read_h5ad(output).layers
+
+
+def test_input_may_be_the_output(source: Path) -> None:
+    assert _cli.main(["dropout", str(source), str(source), "--cluster-key", "type", "--force", "--quiet"]) == 0
+    assert "dropout_prob" in ad.read_h5ad(source).layers
+
+
+def test_a_failed_write_leaves_the_old_file(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.h5ad"
+    shutil.copy(source, output)
+    content = output.read_bytes()
+
+    def fails(self: Any, path: Path, **_: Any) -> None:
+        Path(path).write_text("half")
+        msg = "No space left on device"
+        raise OSError(msg)
+
+    monkeypatch.setattr(ad.AnnData, "write_h5ad", fails)
+    assert "No space left" in error_of(capsys, "dropout", source, output, "--cluster-key", "type", "--force", "--quiet")
+    assert output.read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
+
+
+def test_unreadable_input(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out.h5ad"
+    truncated, text = tmp_path / "truncated.h5ad", tmp_path / "text.h5ad"
+    truncated.write_bytes(source.read_bytes()[:2000])
+    text.write_text("gene,cell\n")
+    for path in (truncated, text):
+        assert "may be truncated or damaged" in error_of(capsys, "impute", path, output)
+    assert "does not exist" in error_of(capsys, "impute", tmp_path / "no.h5ad", output)
+    assert "must end in one of .h5ad, .zarr" in error_of(capsys, "impute", tmp_path / "a.csv", output)
+    assert "must end in one of" in error_of(capsys, "impute", source, tmp_path / "out.csv")
+    assert "the folder" in error_of(capsys, "impute", source, tmp_path / "no" / "out.h5ad")
+    assert not output.exists()
+
+
+def test_errors_of_the_functions_are_one_line(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.h5ad"
+    line = error_of(capsys, "dropout", source, output, "--cluster-key", "leiden")
+    assert line.endswith("cluster_key='leiden' is not in adata.obs. Available: ['type'].")
+    assert "layer='x' is not in" in error_of(capsys, "impute", source, output, "--layer", "x")
+    assert "threshold=7.0 is not allowed" in error_of(capsys, "impute", source, output, "--threshold", "7")
+
+    def surprise(*_: Any, **__: Any) -> None:
+        msg = "two\nlines"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(_io, "read", surprise)
+    assert error_of(capsys, "dropout", source, output).endswith("RuntimeError: two lines")
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonesuch"], ["impute", "a.h5ad"], ["dropout", "a", "b", "--store", "tape"], ["evaluate", "a"]]
+)
+def test_errors_of_usage_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _cli.main(arguments)
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_options_mirror_the_keywords() -> None:
+    import inspect
+
+    parser = _cli._parser()
+    commands = parser._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    for command, function in (("impute", scnn.pp.cnn_impute), ("dropout", scnn.pp.dropout_prob)):
+        options = {action.dest: action for action in commands[command]._actions}
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in {"adata", "copy", "verbose"}:
+                continue
+            assert options[name].default == parameter.default
+            assert options[name].help
+
+
+def test_warnings_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adata = simulate()
+    adata.X.data = adata.X.data * np.float32(10) + np.float32(0.5)
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    paths = [str(tmp_path / "in.h5ad"), str(tmp_path / "out.h5ad")]
+    assert _cli.main(["dropout", *paths, "--cluster-key", "type", "--quiet"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: adata.X: 100% of the non-zeros")
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    full = scnn.datasets.five_cell_lines()
+    monkeypatch.setattr(scnn.datasets, "five_cell_lines", full[:, :600].copy)
+    monkeypatch.setattr(_cli, "DEMO_EPOCHS", 1)
+    output = tmp_path / "demo.h5ad"
+    assert _cli.main(["demo", str(output), "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "before (X)" in printed
+    assert "after (layer cnn_imputed)" in printed
+    assert {"dropout_prob", "cnn_imputed"} <= set(_io.read(output).layers)
+
+
+def test_scanpy_finds_the_command(source: Path, tmp_path: Path) -> None:
+    scripts = Path(sys.executable).parent
+    run = subprocess.run(
+        [scripts / "scanpy", "cnnimpute", "dropout", source, tmp_path / "out.h5ad", "--cluster-key", "type"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"PATH": str(scripts), "HOME": str(tmp_path)},
+    )
+    assert run.returncode == 0, run.stderr
+    assert "pp.dropout_prob: added" in run.stderr
+    assert (tmp_path / "out.h5ad").exists()

@@ -1,0 +1,151 @@
+"""``tl.cluster``: the published pipeline, the other methods, and what they write."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from helpers import DATA, assert_only_added, dense, simulate
+
+import scanpy_cnnimpute as scnn
+
+
+def agreement(a: object, b: object) -> np.ndarray:
+    return pd.crosstab(np.asarray(a), np.asarray(b)).to_numpy()
+
+
+@pytest.mark.parametrize(("method", "n_clusters"), [("adp", None), ("adp", 2), ("leiden", None), ("kmeans", 2)])
+def test_every_method_finds_planted_types(method: str, n_clusters: int | None) -> None:
+    adata = simulate(150, 400, activity_shape=50)
+    scnn.tl.cluster(adata, method=method, n_clusters=n_clusters, resolution=0.2)
+    assert scnn.metrics.purity(adata.obs["type"], adata.obs["cnn_cluster"]) > 0.95
+
+
+def test_adp_on_the_reference_coordinates() -> None:
+    # The authors' k-means from the centres of ADPclust: Hartigan-Wong there, Lloyd here.
+    cells = pd.read_csv(DATA / "reference_cells.csv.gz", index_col=0)
+    coordinates = cells[["tsne1", "tsne2", "tsne3"]].to_numpy()
+    adata = ad.AnnData(np.ones((len(cells), 1), np.float32), obsm={"X_r": coordinates})
+    adata.obs_names = cells.index
+    scnn.tl.cluster(adata, use_rep="X_r")
+    assert (agreement(adata.obs["cnn_cluster"], cells["kmeans_cluster"]) > 0).sum() == 5
+    record = adata.uns["cnn_cluster"]
+    assert sorted(record["centers"]) == sorted(cells.index[cells["adp_center"]])
+    assert len(record["tested"]) == 270
+    assert record["silhouette"] == pytest.approx(0.58806479892533, abs=1e-12)
+    assert "X_cnn_tsne" not in adata.obsm
+
+
+@pytest.mark.parametrize("method", ["adp", "leiden", "kmeans"])
+def test_writes_what_it_says(adata: ad.AnnData, method: str) -> None:
+    before = adata.copy()
+    kwargs = {"n_clusters": 2} if method == "kmeans" else {}
+    scnn.tl.cluster(adata, method=method, **kwargs)
+    key = "X_cnn_tsne" if method == "adp" else "X_cnn_pca"
+    assert_only_added(before, adata, {("obs", "cnn_cluster"), ("obsm", key), ("uns", "cnn_cluster")})
+    assert adata.obsm[key].dtype == np.float32
+    if method == "adp":
+        assert adata.obsm[key].shape == (60, 3)
+        assert set(adata.uns["cnn_cluster"]) == {
+            "params", "centers", "bandwidth", "silhouette", "tested", "density", "separation"
+        }  # fmt: skip
+    assert adata.uns["cnn_cluster"]["params"]["method"] == method
+
+
+def test_any_kind_of_matrix_gives_the_same_clusters(any_kind: ad.AnnData) -> None:
+    expected = simulate()
+    scnn.tl.cluster(expected)
+    scnn.tl.cluster(any_kind)
+    pd.testing.assert_series_equal(any_kind.obs["cnn_cluster"], expected.obs["cnn_cluster"])
+    np.testing.assert_array_equal(any_kind.obsm["X_cnn_tsne"], expected.obsm["X_cnn_tsne"])
+
+
+def test_copy_layer_and_key(adata: ad.AnnData) -> None:
+    before = adata.copy()
+    adata.X = sp.csr_matrix(adata.shape, dtype=np.float32)
+    copied = scnn.tl.cluster(adata, layer="twin", key_added="other", copy=True)
+    assert "other" not in adata.obs
+    assert "X_other_tsne" in copied.obsm
+    scnn.tl.cluster(before)
+    assert copied.obs["other"].tolist() == before.obs["cnn_cluster"].tolist()
+
+
+def test_empty_cells_and_genes_are_kept_without_a_cluster(adata: ad.AnnData) -> None:
+    x = adata.X.toarray()
+    x[[3, 7]] = 0
+    x[:, 5] = 0
+    adata.X = sp.csr_matrix(x)
+    scnn.tl.cluster(adata)
+    missing = adata.obs["cnn_cluster"].isna().to_numpy()
+    assert np.flatnonzero(missing).tolist() == [3, 7]
+    assert np.isnan(adata.obsm["X_cnn_tsne"][missing]).all()
+    assert np.isfinite(adata.obsm["X_cnn_tsne"][~missing]).all()
+    np.testing.assert_array_equal(dense(adata.X), x)
+
+
+@pytest.mark.parametrize(("n_cells", "n_genes"), [(1, 50), (2, 50), (9, 50), (12, 50), (60, 1), (60, 2)])
+@pytest.mark.parametrize("method", ["adp", "leiden"])
+def test_tiny_data(n_cells: int, n_genes: int, method: str) -> None:
+    adata = simulate(n_cells, 50)[:, :n_genes].copy()
+    scnn.tl.cluster(adata, method=method)
+    assert adata.obs["cnn_cluster"].notna().to_numpy().sum() == (np.asarray(adata.X.sum(axis=1)) > 0).sum()
+
+
+def test_refusals(adata: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match=r"method='louvain' is not known. Available: \['adp', 'leiden', 'kmeans'\]"):
+        scnn.tl.cluster(adata, method="louvain")
+    with pytest.raises(ValueError, match="needs n_clusters"):
+        scnn.tl.cluster(adata, method="kmeans")
+    with pytest.raises(ValueError, match="resolution"):
+        scnn.tl.cluster(adata, method="leiden", n_clusters=3)
+    with pytest.raises(ValueError, match="n_clusters=61 is more than the 60 cells"):
+        scnn.tl.cluster(adata, method="kmeans", n_clusters=61)
+    with pytest.raises(ValueError, match="at least 1"):
+        scnn.tl.cluster(adata, n_clusters=0)
+    with pytest.raises(TypeError, match="n_clusters='2' has type str, expected int"):
+        scnn.tl.cluster(adata, n_clusters="2")
+    with pytest.raises(KeyError, match=r"use_rep='X_pca' is not in adata.obsm. Available: \['X_latent'\]"):
+        scnn.tl.cluster(adata, use_rep="X_pca")
+    adata.obsm["X_latent"][0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        scnn.tl.cluster(adata, use_rep="X_latent")
+    empty = ad.AnnData(sp.csr_matrix((4, 3), dtype=np.float32))
+    with pytest.raises(ValueError, match="nothing to cluster"):
+        scnn.tl.cluster(empty)
+
+
+HASH = """
+import hashlib, sys
+import scanpy_cnnimpute as scnn
+adata = scnn.datasets.five_cell_lines()[::2].copy()
+digest = hashlib.sha256()
+for method in ("adp", "leiden"):
+    scnn.tl.cluster(adata, method=method, key_added=method)
+    digest.update(adata.obs[method].cat.codes.to_numpy().tobytes())
+digest.update(adata.obsm["X_adp_tsne"].tobytes())
+digest.update(adata.obsm["X_leiden_pca"].tobytes())
+scnn.pp.dropout_prob(adata, cluster_key="adp")
+digest.update(adata.layers["dropout_prob"].tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    digests = set()
+    for n in ("1", "2"):
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), n)
+        run = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", HASH],
+            env=os.environ | threads,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        digests.add(run.stdout.split()[-1])
+    assert len(digests) == 1

@@ -1,0 +1,215 @@
+"""``pp.dropout_prob`` and ``get.dropout_prob``: what is written, and that any part of it comes back the same."""
+
+from __future__ import annotations
+
+import logging
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from helpers import assert_only_added, dense, simulate
+
+import scanpy_cnnimpute as scnn
+
+PARAMETERS = ("rate", "alpha", "beta", "mu", "sigma", "status")
+
+
+def added(key: str = "dropout_prob", *, layer: bool = True) -> set[tuple[str, str]]:
+    return (
+        {("varm", f"{key}_{name}") for name in PARAMETERS}
+        | {("obs", f"{key}_library_size"), ("obs", f"{key}_cluster"), ("uns", key)}
+        | ({("layers", key)} if layer else set())
+    )
+
+
+def test_writes_what_it_says(adata: ad.AnnData) -> None:
+    before = adata.copy()
+    assert scnn.pp.dropout_prob(adata, cluster_key="type") is None
+    assert_only_added(before, adata, added())
+    layer = adata.layers["dropout_prob"]
+    assert layer.dtype == np.float32
+    assert layer.shape == adata.shape
+    assert np.isfinite(layer).all()
+    assert layer.min() >= 0
+    assert layer.max() <= 1
+    assert layer[dense(adata.X) > 0].max() <= np.float32(0.4)
+    assert adata.varm["dropout_prob_mu"].columns.tolist() == ["a", "b"]
+    assert adata.uns["dropout_prob"]["params"]["units"] == "probability"
+    assert adata.uns["dropout_prob"]["summary"].loc["a", "n_cells"] == 30
+
+
+def test_any_kind_of_matrix_gives_the_same_bits(any_kind: ad.AnnData) -> None:
+    expected = simulate()
+    scnn.pp.dropout_prob(expected, cluster_key="type")
+    before = any_kind.copy()
+    scnn.pp.dropout_prob(any_kind, cluster_key="type")
+    np.testing.assert_array_equal(any_kind.layers["dropout_prob"], expected.layers["dropout_prob"])
+    assert_only_added(before, any_kind, added())
+
+
+def test_clusters_are_computed_when_there_are_none(adata: ad.AnnData) -> None:
+    before = adata.copy()
+    scnn.pp.dropout_prob(adata)
+    clusters = {("obs", "cnn_cluster"), ("obsm", "X_cnn_tsne"), ("uns", "cnn_cluster")}
+    assert_only_added(before, adata, added() | clusters)
+
+
+def test_store(adata: ad.AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type", store="params")
+    assert "dropout_prob" not in adata.layers
+    scnn.pp.dropout_prob(adata, cluster_key="type", store="layer", max_layer_bytes=1)
+    assert "dropout_prob" in adata.layers
+    with caplog.at_level(logging.WARNING, "scanpy_cnnimpute"):
+        scnn.pp.dropout_prob(adata, cluster_key="type", max_layer_bytes=60 * 50 * 4 - 1)
+    # The layer of the earlier call would not belong to these parameters.
+    assert "dropout_prob" not in adata.layers
+    assert "max_layer_bytes" in caplog.text
+    scnn.pp.dropout_prob(adata, cluster_key="type", max_layer_bytes=60 * 50 * 4)
+    assert "dropout_prob" in adata.layers
+
+
+@pytest.mark.parametrize(
+    ("cells", "genes"),
+    [
+        (slice(None), slice(None)),
+        (slice(5, 20, 2), slice(3, 9)),
+        (["c3", "c1"], ["g4", "g2", "g7"]),
+        ("c3", "g4"),
+        (np.arange(60) % 3 == 0, np.arange(50) > 40),
+        ([1, 5], [0]),
+        ([], slice(None)),
+        (slice(None), []),
+    ],
+)
+def test_get_any_part(adata: ad.AnnData, cells: object, genes: object) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    one = [[axis] if isinstance(axis, str) else axis for axis in (cells, genes)]
+    expected = dense(adata[one[0], one[1]].layers["dropout_prob"])
+    part = scnn.get.dropout_prob(adata, cells=cells, genes=genes)
+    assert part.dtype == np.float32
+    np.testing.assert_array_equal(part, expected)
+    sparse = scnn.get.dropout_prob(adata, cells=cells, genes=genes, kind="sparse")
+    assert isinstance(sparse, sp.csr_array)
+    np.testing.assert_array_equal(sparse.toarray(), expected)
+
+
+def test_get_dask(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dask.array")
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    monkeypatch.setattr("scanpy_cnnimpute._mixture_store.BLOCK_BYTES", 50 * 4 * 7)
+    lazy = scnn.get.dropout_prob(adata, kind="dask")
+    assert lazy.chunks[0] == (7,) * 8 + (4,)
+    np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), adata.layers["dropout_prob"])
+
+
+def test_parameters_survive_dropping_genes_and_cells(adata: ad.AnnData) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    part = adata[adata.obs["type"] == "b", 10:20].copy()
+    np.testing.assert_array_equal(scnn.get.dropout_prob(part), part.layers["dropout_prob"])
+
+
+def test_blocks_do_not_change_the_layer(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    expected = adata.layers["dropout_prob"].copy()
+    monkeypatch.setattr("scanpy_cnnimpute._mixture_store.BLOCK_BYTES", 1)
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    np.testing.assert_array_equal(adata.layers["dropout_prob"], expected)
+
+
+def test_cells_without_cluster_or_counts_have_no_dropouts(adata: ad.AnnData) -> None:
+    adata.obs["some"] = adata.obs["type"].cat.add_categories("unused").astype(object)
+    adata.obs.loc[["c0", "c1"], "some"] = None
+    x = adata.X.toarray()
+    x[2] = 0
+    adata.X = sp.csr_matrix(x)
+    scnn.pp.dropout_prob(adata, cluster_key="some")
+    assert (adata.layers["dropout_prob"][:3] == 0).all()
+    assert adata.layers["dropout_prob"][3:].max() > 0.5
+    assert adata.varm["dropout_prob_mu"].columns.tolist() == ["a", "b"]
+
+
+def test_cluster_names_that_files_cannot_hold(adata: ad.AnnData) -> None:
+    adata.obs["named"] = adata.obs["type"].cat.rename_categories({"a": "CD4/CD8", "b": "CD4|CD8"})
+    scnn.pp.dropout_prob(adata, cluster_key="named")
+    assert adata.varm["dropout_prob_mu"].columns.tolist() == ["CD4|CD8", "CD4|CD8_"]
+    assert list(adata.uns["dropout_prob"]["clusters"]) == ["CD4/CD8", "CD4|CD8"]
+    np.testing.assert_array_equal(scnn.get.dropout_prob(adata), adata.layers["dropout_prob"])
+
+
+def test_numeric_clusters(adata: ad.AnnData) -> None:
+    adata.obs["number"] = adata.obs["type"].cat.codes.astype(float)
+    scnn.pp.dropout_prob(adata, cluster_key="number")
+    np.testing.assert_array_equal(scnn.get.dropout_prob(adata), adata.layers["dropout_prob"])
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_round_trip(adata: ad.AnnData, tmp_path: object, suffix: str) -> None:
+    adata.obs["named"] = adata.obs["type"].cat.rename_categories({"a": "x/y"})
+    scnn.pp.dropout_prob(adata, cluster_key="named")
+    path = f"{tmp_path}/a.{suffix}"
+    getattr(adata, f"write_{suffix}")(path)
+    back = getattr(ad, f"read_{suffix}")(path)
+    np.testing.assert_array_equal(back.layers["dropout_prob"], adata.layers["dropout_prob"])
+    np.testing.assert_array_equal(scnn.get.dropout_prob(back), adata.layers["dropout_prob"])
+    for name in PARAMETERS:
+        pd.testing.assert_frame_equal(
+            back.varm[f"dropout_prob_{name}"].astype(object), adata.varm[f"dropout_prob_{name}"].astype(object)
+        )
+    assert back.uns["dropout_prob"]["params"] == adata.uns["dropout_prob"]["params"]
+
+
+def test_a_second_run_replaces_only_its_own(adata: ad.AnnData) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    once = adata.copy()
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    np.testing.assert_array_equal(adata.layers["dropout_prob"], once.layers["dropout_prob"])
+    adata.layers["mine"] = adata.X.copy()
+    with pytest.raises(ValueError, match=r"adata.layers\['mine'\].* exists and was not written by pp.dropout_prob"):
+        scnn.pp.dropout_prob(adata, cluster_key="type", key_added="mine")
+    assert not any(name.startswith("mine_") for name in adata.varm)
+
+
+def test_one_cell_and_two_cells(adata: ad.AnnData) -> None:
+    adata.obs["tiny"] = pd.Categorical(["one", "two", "two"] + ["many"] * 57)
+    scnn.pp.dropout_prob(adata, cluster_key="tiny")
+    status = adata.varm["dropout_prob_status"]
+    # One cell has no spread to fit.
+    assert set(status["one"]) <= {"no counts", "fit failed"}
+    assert (adata.layers["dropout_prob"][0] == 0).all()
+    assert (status["many"] == "modelled").sum() > 40
+
+
+def test_summary_tells_a_collapsed_gamma(imputed: ad.AnnData) -> None:
+    summary = imputed.uns["dropout_prob"]["summary"]
+    for cluster in summary.index:
+        members = (imputed.obs["type"] == cluster).to_numpy()
+        zeros = dense(imputed.X[members]) == 0
+        called = imputed.layers["dropout_prob"][members] > 0.5
+        assert summary.loc[cluster, "zeros_called"] == pytest.approx(called[zeros].mean())
+        modelled = imputed.varm["dropout_prob_status"][cluster] == "modelled"
+        mean = imputed.varm["dropout_prob_alpha"][cluster] / imputed.varm["dropout_prob_beta"][cluster]
+        collapsed = np.abs(mean[modelled] / np.log10(1.01) - 1) < 0.01
+        assert summary.loc[cluster, "collapsed"] == pytest.approx(collapsed.mean())
+
+
+def test_refusals(adata: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match=r"model='zinb' is not known. Available: \['gamma_normal'\]"):
+        scnn.pp.dropout_prob(adata, model="zinb")
+    with pytest.raises(ValueError, match=r"store='disk' is not known"):
+        scnn.pp.dropout_prob(adata, store="disk")
+    with pytest.raises(KeyError, match=r"cluster_key='leiden' is not in adata.obs. Available: \['type'\]"):
+        scnn.pp.dropout_prob(adata, cluster_key="leiden")
+    adata.obs["none"] = pd.Categorical([None] * 60, categories=["a"])
+    with pytest.raises(ValueError, match="no cluster"):
+        scnn.pp.dropout_prob(adata, cluster_key="none")
+    with pytest.raises(ValueError, match="key_added='a/b' is not allowed"):
+        scnn.pp.dropout_prob(adata, cluster_key="type", key_added="a/b")
+    with pytest.raises(KeyError, match=r"No dropout model is stored under 'dropout_prob'. Stored: \[\]"):
+        scnn.get.dropout_prob(adata)
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    with pytest.raises(KeyError, match="nonesuch"):
+        scnn.get.dropout_prob(adata, genes=["nonesuch"])
+    with pytest.raises(ValueError, match="kind='csr' is not known"):
+        scnn.get.dropout_prob(adata, kind="csr")

@@ -1,0 +1,136 @@
+"""The package as such: what importing it costs, what its functions look like, its data and its examples."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import json
+import logging
+import pkgutil
+import subprocess
+import sys
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+import scanpy_cnnimpute as scnn
+
+PUBLIC = [
+    getattr(module, name)
+    for module in (scnn.pp, scnn.tl, scnn.get, scnn.datasets, scnn.metrics)
+    for name in module.__all__
+]
+ON_ADATA = [
+    function for module in (scnn.pp, scnn.tl, scnn.get) for function in map(module.__dict__.get, module.__all__)
+]
+
+HEAVY = ("keras", "tensorflow", "torch", "jax", "umap", "matplotlib", "sklearn", "igraph", "leidenalg", "dask", "tqdm")
+IMPORTS = """
+import json, sys
+import scanpy
+before = set(sys.modules)
+import scanpy_cnnimpute
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_import_is_light() -> None:
+    run = subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True, text=True)
+    added = json.loads(run.stdout.splitlines()[-1])
+    assert [name for name in added if name.partition(".")[0] in HEAVY] == []
+
+
+def test_import_installs_no_handler_and_no_backend() -> None:
+    code = (
+        "import os, logging, scanpy_cnnimpute;"
+        "print(len(logging.getLogger('scanpy_cnnimpute').handlers), os.environ.get('KERAS_BACKEND'))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.split() == ["0", "None"]
+
+
+@pytest.mark.parametrize("function", ON_ADATA, ids=lambda function: function.__qualname__)
+def test_adata_first_everything_else_by_keyword(function: Any) -> None:
+    first, *others = inspect.signature(function).parameters.values()
+    assert first.name == "adata"
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in others)
+    if "copy" in {parameter.name for parameter in others}:
+        assert inspect.signature(function).return_annotation == "AnnData | None"
+
+
+@pytest.mark.parametrize("function", [*PUBLIC, scnn.CNNImputer], ids=lambda function: function.__qualname__)
+def test_docstrings_describe_every_parameter(function: Any) -> None:
+    text = inspect.getdoc(function)
+    parameters = [name for name in inspect.signature(function).parameters if name != "self"]
+    for heading in ("Parameters",) * bool(parameters) + ("Examples",):
+        assert f"{heading}\n{'-' * len(heading)}" in text
+    for name in parameters:
+        lines = [line for line in text.splitlines() if name in line.split(", ") or line == name]
+        assert lines, f"{name} is not described"
+
+
+def test_copy_returns_and_leaves_alone(adata: AnnData) -> None:
+    for call in (
+        lambda: scnn.tl.cluster(adata, copy=True),
+        lambda: scnn.pp.dropout_prob(adata, cluster_key="type", copy=True),
+        lambda: scnn.pp.cnn_impute(adata, cluster_key="type", n_targets=16, max_epochs=1, copy=True),
+    ):
+        before = set(adata.uns) | set(adata.obs) | set(adata.layers)
+        copied = call()
+        assert isinstance(copied, AnnData)
+        assert set(adata.uns) | set(adata.obs) | set(adata.layers) == before
+        assert (set(copied.uns) | set(copied.obs) | set(copied.layers)) > before
+
+
+def test_logging_says_what_was_written(adata: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "scanpy_cnnimpute"):
+        scnn.pp.dropout_prob(adata, cluster_key="type")
+    assert "added varm['dropout_prob_rate']" in caplog.text
+    assert "layers['dropout_prob']" in caplog.text
+
+
+def modules() -> list[str]:
+    found = pkgutil.walk_packages(scnn.__path__, "scanpy_cnnimpute.")
+    return ["scanpy_cnnimpute", *(module.name for module in found)]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_examples(name: str) -> None:
+    module = importlib.import_module(name)
+    results = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert results.failed == 0
+
+
+def test_every_public_function_has_an_example_that_runs() -> None:
+    finder = doctest.DocTestFinder(recurse=False)
+    for function in [*PUBLIC, scnn.CNNImputer]:
+        assert any(test.examples for test in finder.find(function)), function.__qualname__
+
+
+def test_cores_know_no_anndata() -> None:
+    """The arrow runs one way: adapters to cores, and network and mixture not to each other."""
+    for core, forbidden in (("mixture", "network"), ("network", "mixture"), ("density_peaks", "mixture")):
+        for name in pkgutil.iter_modules(importlib.import_module(f"scanpy_cnnimpute.{core}").__path__):
+            source = inspect.getsource(importlib.import_module(f"scanpy_cnnimpute.{core}.{name.name}"))
+            assert "AnnData" not in source.replace('"""', "")
+            assert f"from ..{forbidden}" not in source
+
+
+def test_bundled_data() -> None:
+    adata = scnn.datasets.five_cell_lines()
+    assert adata.shape == (297, 3500)
+    assert isinstance(adata.X, sp.csr_matrix)
+    assert adata.X.dtype == np.float32
+    assert (adata.X.data == np.round(adata.X.data)).all()
+    assert adata.X.data.min() == 1
+    assert adata.obs["cell_line"].value_counts().to_dict() == {
+        "A549": 103, "H838": 51, "H1975": 50, "H2228": 50, "HCC827": 43
+    }  # fmt: skip
+    assert "MIT" in adata.uns["source"]
+    assert adata.var_names.is_unique
+    assert isinstance(adata, ad.AnnData)
