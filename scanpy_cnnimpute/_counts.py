@@ -9,6 +9,8 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+from ._matrix import is_integer, to_csr, values_problem
+
 # Natural or binary logarithms of counts per million stay below this; raw counts hardly ever do.
 LARGEST_LOGGED = 25.0
 
@@ -49,11 +51,11 @@ def get_counts(adata: AnnData, layer: str | None, *, caller: str, integers: bool
     check_adata(adata, caller=caller)
     where = _name(layer)
     counts = to_csr(raw_matrix(adata, layer), where=where)
-    problem = _values_problem(counts)
+    problem = values_problem(counts)
     if problem is not None:
         msg = f"{where} has {problem}; {caller} needs raw counts.{_suggestion(adata, layer)}"
         raise ValueError(msg)
-    if integers and not _is_integer(counts.data):
+    if integers and not is_integer(counts.data):
         share = float(np.mean(counts.data != np.round(counts.data)))
         largest = float(counts.data.max())
         if share > 0.5 and largest < LARGEST_LOGGED:  # noqa: PLR2004
@@ -68,48 +70,6 @@ def get_counts(adata: AnnData, layer: str | None, *, caller: str, integers: bool
             stacklevel=3,
         )
     return counts
-
-
-def to_csr(matrix: Any, *, where: str = "X") -> sp.csr_array:
-    """A canonical CSR array without stored zeros; the data is shared with the input where that is possible."""
-    if isinstance(matrix, np.ndarray):
-        if matrix.ndim != 2:  # noqa: PLR2004
-            msg = f"{where} has {matrix.ndim} dimensions, expected 2: cells x genes."
-            raise ValueError(msg)
-    elif not sp.issparse(matrix):
-        module = type(matrix).__module__.split(".")[0]
-        hint = " Call .compute() on it first." if module == "dask" else ""
-        msg = (
-            f"{where} is a {module} {type(matrix).__name__}, which is not supported: "
-            f"a numpy array or a scipy sparse matrix or array is.{hint}"
-        )
-        raise TypeError(msg)
-    kind = matrix.dtype.kind
-    if kind not in "iufb":
-        msg = f"{where} has dtype {matrix.dtype}, expected numbers."
-        raise TypeError(msg)
-    csr = sp.csr_array(matrix)
-    if kind == "b":
-        csr = csr.astype(np.float32)
-    if not csr.has_canonical_format or (csr.data == 0).any():
-        csr = csr.copy()
-        csr.sum_duplicates()
-        csr.eliminate_zeros()
-    return csr
-
-
-def _values_problem(counts: sp.csr_array) -> str | None:
-    data = counts.data
-    if data.dtype.kind == "f" and not np.isfinite(data).all():
-        missing, infinite = int(np.isnan(data).sum()), int(np.isinf(data).sum())
-        return f"{missing} NaN and {infinite} infinite values"
-    if data.size and data.min() < 0:
-        return f"negative values (smallest {data.min():.3g})"
-    return None
-
-
-def _is_integer(data: np.ndarray) -> bool:
-    return data.dtype.kind in "iu" or bool((data == np.round(data)).all())
 
 
 def _name(layer: str | None) -> str:
@@ -131,4 +91,4 @@ def _looks_like_counts(matrix: Any) -> bool:
     if not (sp.issparse(matrix) or isinstance(matrix, np.ndarray)) or matrix.dtype.kind not in "iuf":
         return False
     counts = to_csr(matrix)
-    return bool(counts.nnz) and _values_problem(counts) is None and _is_integer(counts.data)
+    return bool(counts.nnz) and values_problem(counts) is None and is_integer(counts.data)

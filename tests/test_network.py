@@ -292,6 +292,20 @@ def test_transform_refusals(fitted: CNNImputer) -> None:
         CNNImputer(**QUICK, keep_models=False).fit(simulate(20).X).transform(new.X)
 
 
+def test_genes_that_are_not_modelled_take_no_part() -> None:
+    adata = simulate()
+    mask = np.arange(50) >= 10
+    imputer = CNNImputer(**QUICK, max_dropout=1)
+    arguments = {"clusters": adata.obs["type"]}
+    imputed = imputer.fit_transform(adata.X, modelled={"a": mask, "b": mask}, **arguments)
+    np.testing.assert_array_equal(imputed.toarray()[:, ~mask], adata.X.toarray()[:, ~mask])
+    assert set(np.array(STATUSES)[imputer.status_[~mask]].ravel()) == {"not modelled"}
+    with pytest.raises(ValueError, match="no entry for the clusters 'b'"):
+        imputer.fit(adata.X, modelled={"a": mask}, **arguments)
+    with pytest.raises(ValueError, match=r"modelled\['a'\] has shape \(3,\) and dtype bool, expected \(50,\) and bool"):
+        imputer.fit(adata.X, modelled={"a": mask[:3], "b": mask}, **arguments)
+
+
 def test_status_of_what_cannot_be_predicted() -> None:
     counts = simulate(60).X.toarray()
     counts[:, 0] = 0

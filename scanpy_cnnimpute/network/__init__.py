@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from ._imputer import STATUSES, CNNImputer
+from ._imputer import CNNImputer
+from ._tasks import STATUSES
 
 __all__ = ["STATUSES", "CNNImputer"]

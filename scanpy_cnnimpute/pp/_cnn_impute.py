@@ -158,8 +158,10 @@ def cnn_impute(
         names = list(adata.uns[dropout_key]["clusters"])
         modelled = {name: mixture.status[:, position] == 0 for position, name in enumerate(names)}
 
+        by_gene = counts.tocsc()
+
         def dropout(cells: np.ndarray, genes: np.ndarray) -> np.ndarray:
-            part = counts[cells][:, genes]
+            part = by_gene[:, genes].tocsr()[cells]
             return mixture.take(genes).probability(part, library_size[cells], clusters[cells])
 
     labels = pd.Categorical.from_codes(clusters, categories=names)

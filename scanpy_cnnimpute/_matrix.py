@@ -1,0 +1,52 @@
+"""Matrices of counts, without AnnData."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+
+def to_csr(matrix: Any, *, where: str = "X") -> sp.csr_array:
+    """A canonical CSR array without stored zeros; the data is shared with the input where that is possible."""
+    if isinstance(matrix, np.ndarray):
+        if matrix.ndim != 2:  # noqa: PLR2004
+            msg = f"{where} has {matrix.ndim} dimensions, expected 2: cells x genes."
+            raise ValueError(msg)
+    elif not sp.issparse(matrix):
+        module = type(matrix).__module__.split(".")[0]
+        hint = " Call .compute() on it first." if module == "dask" else ""
+        msg = (
+            f"{where} is a {module} {type(matrix).__name__}, which is not supported: "
+            f"a numpy array or a scipy sparse matrix or array is.{hint}"
+        )
+        raise TypeError(msg)
+    kind = matrix.dtype.kind
+    if kind not in "iufb":
+        msg = f"{where} has dtype {matrix.dtype}, expected numbers."
+        raise TypeError(msg)
+    csr = sp.csr_array(matrix)
+    if kind == "b":
+        csr = csr.astype(np.float32)
+    if not csr.has_canonical_format or (csr.data == 0).any():
+        csr = csr.copy()
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+    return csr
+
+
+def values_problem(counts: sp.csr_array) -> str | None:
+    """What is wrong with the values of a count matrix, in words; None if nothing is."""
+    data = counts.data
+    if data.dtype.kind == "f" and not np.isfinite(data).all():
+        missing, infinite = int(np.isnan(data).sum()), int(np.isinf(data).sum())
+        return f"{missing} NaN and {infinite} infinite values"
+    if data.size and data.min() < 0:
+        return f"negative values (smallest {data.min():.3g})"
+    return None
+
+
+def is_integer(data: np.ndarray) -> bool:
+    """Whether all values are whole numbers."""
+    return data.dtype.kind in "iu" or bool((data == np.round(data)).all())
