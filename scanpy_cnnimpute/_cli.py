@@ -61,6 +61,23 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def _start_keras() -> None:
+    """Import Keras and look for devices with the C++ chatter of TensorFlow, which no setting silences, left out."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            import keras
+
+            keras.distribution.list_devices()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    # Its Python side warns of new input shapes, which clusters of different sizes have.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
 def _parser() -> argparse.ArgumentParser:
     from . import __version__, pp, tl
 
@@ -146,6 +163,7 @@ def _keywords(options: argparse.Namespace) -> dict[str, Any]:
 def _impute(options: argparse.Namespace) -> None:
     from . import pp
 
+    _start_keras()
     _step(options, pp.cnn_impute, verbose=not options.quiet)
 
 
@@ -158,35 +176,41 @@ def _dropout(options: argparse.Namespace) -> None:
 def _step(options: argparse.Namespace, function: Callable[..., Any], **more: Any) -> None:
     from . import _io
 
-    _io.check_output(options.output, force=options.force)
+    _check_output(options)
     adata = _io.read(options.input)
     function(adata, **_keywords(options), **more)
     _io.write(adata, options.output, force=options.force)
 
 
+def _check_output(options: argparse.Namespace) -> None:
+    from . import _io
+
+    _io.check_suffix(options.output)
+    _io.check_output(options.output, force=options.force)
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from . import _io, tl
 
-    if options.csv is not None and options.csv.exists() and not options.force:
-        msg = f"{options.csv} exists. Pass --force to replace it."
-        raise FileExistsError(msg)
+    csv = None if options.csv is None else _io.check_output(options.csv, force=options.force)
     table = tl.eval_clusters(_io.read(options.input), **_keywords(options))
     _print(table)
-    if options.csv is not None:
-        temporary = options.csv.with_name(f".{options.csv.name}.{os.getpid()}")
+    if csv is not None:
+        temporary = csv.with_name(f".{csv.name}.{os.getpid()}")
         table.to_csv(temporary, index_label="clustering")
-        temporary.replace(options.csv)
+        temporary.replace(csv)
 
 
 def _demo(options: argparse.Namespace) -> None:
     from . import _io, datasets, pp, tl
     from ._counts import layer_names
 
-    _io.check_output(options.output, force=options.force)
+    _check_output(options)
     adata = datasets.five_cell_lines()
     print(f"Bundled data: {adata.n_obs} cells x {adata.n_vars} genes of five human cell lines (CEL-seq2).")
     tl.cluster(adata)
     pp.dropout_prob(adata)
+    _start_keras()
     print(f"Training with at most {DEMO_EPOCHS} epochs to be quick; the published setting is 150.")
     pp.cnn_impute(adata, max_epochs=DEMO_EPOCHS, verbose=not options.quiet)
     table = tl.eval_clusters(adata, label_key="cell_line", layers=[None, "cnn_imputed"])

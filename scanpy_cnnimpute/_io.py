@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".h5ad", ".zarr")
 
 
-def _check_suffix(path: Path) -> None:
+def check_suffix(path: Path) -> None:
+    """Refuse what is named neither h5ad nor zarr."""
     if path.suffix not in SUFFIXES:
         msg = f"{path}: the name must end in one of {', '.join(SUFFIXES)}."
         raise ValueError(msg)
@@ -23,7 +24,7 @@ def _check_suffix(path: Path) -> None:
 
 def read(path: Path) -> AnnData:
     """Read an h5ad or zarr file into memory; whatever is wrong with it is a ValueError with its name."""
-    _check_suffix(path)
+    check_suffix(path)
     if not path.exists():
         msg = f"{path} does not exist."
         raise FileNotFoundError(msg)
@@ -34,29 +35,47 @@ def read(path: Path) -> AnnData:
         raise ValueError(msg) from error
 
 
-def check_output(path: Path, *, force: bool) -> None:
-    """Refuse an output before any work is done for it."""
-    _check_suffix(path)
+def check_output(path: Path, *, force: bool) -> Path:
+    """Refuse an output before any work is done for it; returns where it really goes, symbolic links followed."""
     if path.exists() and not force:
         msg = f"{path} exists. Pass --force to replace it."
         raise FileExistsError(msg)
-    if not path.resolve().parent.is_dir():
-        msg = f"{path}: the folder {path.resolve().parent} does not exist."
+    target = path.resolve()
+    if not target.parent.is_dir():
+        msg = f"{path}: the folder {target.parent} does not exist."
         raise FileNotFoundError(msg)
+    try:
+        _temporary_folder(target).rmdir()
+    except OSError as error:
+        msg = f"{path}: the folder {target.parent} cannot be written to ({error.strerror})."
+        raise PermissionError(msg) from error
+    return target
+
+
+def _temporary_folder(target: Path) -> Path:
+    """A folder beside the target, so that renaming stays within a file system."""
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
 
 
 def write(adata: AnnData, path: Path, *, force: bool) -> None:
-    """Write beside the destination, then rename: the destination is complete or untouched."""
-    check_output(path, force=force)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.resolve().parent))
+    """Write an h5ad or zarr file beside the destination, then rename: that is complete or untouched."""
+    check_suffix(path)
+    target = check_output(path, force=force)
+    folder = _temporary_folder(target)
     try:
-        temporary = folder / path.name
+        new, old = folder / "new", folder / "old"
         if path.suffix == ".h5ad":
-            adata.write_h5ad(temporary, compression="gzip")
+            adata.write_h5ad(new, compression="gzip")
         else:
-            adata.write_zarr(temporary)
-        if path.is_dir():
-            path.rename(folder / "replaced")
-        temporary.replace(path)
+            adata.write_zarr(new)
+        if target.is_dir():
+            target.rename(old)
+            try:
+                new.rename(target)
+            except OSError:
+                old.rename(target)
+                raise
+        else:
+            new.replace(target)
     finally:
         shutil.rmtree(folder)

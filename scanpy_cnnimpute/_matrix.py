@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+FEWEST_BYTES = 4
+
 
 def to_csr(matrix: Any, *, where: str = "X") -> sp.csr_array:
     """A canonical CSR array without stored zeros; the data is shared with the input where that is possible."""
@@ -26,14 +28,26 @@ def to_csr(matrix: Any, *, where: str = "X") -> sp.csr_array:
     if kind not in "iufb":
         msg = f"{where} has dtype {matrix.dtype}, expected numbers."
         raise TypeError(msg)
+    if kind == "b" or matrix.dtype == np.float16 or not matrix.dtype.isnative:
+        # scipy computes with native numbers of at least 32 bits.
+        matrix = matrix.astype(np.float32 if matrix.dtype.itemsize < FEWEST_BYTES else matrix.dtype.newbyteorder("="))
     csr = sp.csr_array(matrix)
-    if kind == "b":
-        csr = csr.astype(np.float32)
     if not csr.has_canonical_format or (csr.data == 0).any():
         csr = csr.copy()
         csr.sum_duplicates()
         csr.eliminate_zeros()
     return csr
+
+
+def check_probabilities(matrix: Any, *, where: str) -> None:
+    """Refuse what is no matrix of probabilities."""
+    if not (sp.issparse(matrix) or (isinstance(matrix, np.ndarray) and matrix.ndim == 2)):  # noqa: PLR2004
+        msg = f"{where} is a {type(matrix).__name__}, expected a matrix: a numpy array or a scipy sparse one."
+        raise TypeError(msg)
+    values = matrix.data if sp.issparse(matrix) else matrix
+    if values.size and not (values.min() >= 0 and values.max() <= 1):  # NaN fails both
+        msg = f"{where} has values outside [0, 1] or NaN, which are no probabilities."
+        raise ValueError(msg)
 
 
 def values_problem(counts: sp.csr_array) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
@@ -73,18 +75,25 @@ PRESETS: dict[str, NetworkSettings] = {"paper": NetworkSettings()}
 
 def resolve(preset: str, **overrides: Any) -> NetworkSettings:
     """The settings of a preset with the overrides that are not None; errors name what came and what is allowed."""
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         msg = f"preset={preset!r} is not known. Available: {sorted(PRESETS)}."
         raise ValueError(msg)
-    known = {field.name: field.type for field in fields(NetworkSettings)}
-    kinds: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "bool": (bool,)}
     given = {name: value for name, value in overrides.items() if value is not None}
-    for name, value in given.items():
-        expected = str(known[name])
-        # NumPy scalars are welcome; a bool is not a number here.
-        plain = value.item() if hasattr(value, "item") else value
-        if not isinstance(plain, kinds[expected]) or (expected != "bool" and isinstance(plain, bool)):
-            msg = f"{name}={value!r} has type {type(value).__name__}, expected {expected}."
-            raise TypeError(msg)
-        given[name] = plain
+    for field in fields(NetworkSettings):
+        if field.name in given:
+            kind: type = {"float": float, "int": int, "bool": bool}[str(field.type)]
+            given[field.name] = check_number(field.name, given[field.name], kind)
     return NetworkSettings(**{**PRESETS[preset].as_dict(), **given})
+
+
+def check_number(name: str, value: Any, kind: type, smallest: float | None = None) -> Any:
+    """The value as a plain Python number, or an error that names it; NumPy scalars are welcome, a bool is no number."""
+    plain: Any = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+    allowed = (float, int) if kind is float else kind
+    if not isinstance(plain, allowed) or (kind is not bool and isinstance(plain, bool)):
+        msg = f"{name}={value!r} has type {type(value).__name__}, expected {kind.__name__}."
+        raise TypeError(msg)
+    if smallest is not None and not plain >= smallest:
+        msg = f"{name}={value!r} is not allowed: at least {smallest}."
+        raise ValueError(msg)
+    return plain

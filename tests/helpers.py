@@ -51,6 +51,8 @@ KINDS: dict[str, Callable[[sp.csr_matrix], Any]] = {
     "csc_array": sp.csc_array,
     "int": lambda x: x.astype(np.int64),
     "float64": lambda x: x.astype(np.float64),
+    "float16": lambda x: x.toarray().astype(np.float16),
+    "big_endian": lambda x: x.toarray().astype(">f4"),
     "dense_int": lambda x: x.toarray().astype(np.int32),
 }
 

@@ -98,6 +98,45 @@ def test_a_failed_write_leaves_the_old_file(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
 
 
+def test_output_may_be_a_link(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    link, target = tmp_path / "link.h5ad", tmp_path / "store" / "real.h5ad"
+    link.symlink_to(target)
+    for _ in range(2):
+        assert _cli.main(["dropout", str(source), str(link), "--cluster-key", "type", "--force", "--quiet"]) == 0
+    assert link.is_symlink()
+    assert "dropout_prob" in ad.read_h5ad(target).layers
+    assert [path.name for path in target.parent.iterdir()] == ["real.h5ad"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_out_first(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(_io.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(_io, "read", lambda path: pytest.fail("read before the output was checked"))
+    assert "cannot be written to (Permission denied)" in error_of(capsys, "dropout", source, tmp_path / "out.h5ad")
+
+
+def test_a_failed_rename_keeps_the_old_zarr(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adata, store = ad.read_h5ad(source), tmp_path / "a.zarr"
+    _io.write(adata, store, force=False)
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        _io.write(adata, store, force=True)
+    assert ad.read_zarr(store).shape == adata.shape
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "in.h5ad"]
+
+
 def test_unreadable_input(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.h5ad"
     truncated, text = tmp_path / "truncated.h5ad", tmp_path / "text.h5ad"
@@ -109,6 +148,8 @@ def test_unreadable_input(source: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "must end in one of .h5ad, .zarr" in error_of(capsys, "impute", tmp_path / "a.csv", output)
     assert "must end in one of" in error_of(capsys, "impute", source, tmp_path / "out.csv")
     assert "the folder" in error_of(capsys, "impute", source, tmp_path / "no" / "out.h5ad")
+    csv = tmp_path / "no" / "t.csv"
+    assert "the folder" in error_of(capsys, "evaluate", source, "--label-key", "type", "--layers", "X", "--csv", csv)
     assert not output.exists()
 
 

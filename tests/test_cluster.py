@@ -53,7 +53,7 @@ def test_writes_what_it_says(adata: ad.AnnData, method: str) -> None:
     if method == "adp":
         assert adata.obsm[key].shape == (60, 3)
         assert set(adata.uns["cnn_cluster"]) == {
-            "params", "centers", "bandwidth", "silhouette", "tested", "density", "separation"
+            "params", "written", "centers", "bandwidth", "silhouette", "tested", "density", "separation"
         }  # fmt: skip
     assert adata.uns["cnn_cluster"]["params"]["method"] == method
 
@@ -74,6 +74,17 @@ def test_copy_layer_and_key(adata: ad.AnnData) -> None:
     assert "X_other_tsne" in copied.obsm
     scnn.tl.cluster(before)
     assert copied.obs["other"].tolist() == before.obs["cnn_cluster"].tolist()
+
+
+def test_another_method_replaces_its_own_and_nothing_else(adata: ad.AnnData) -> None:
+    scnn.tl.cluster(adata)
+    scnn.tl.cluster(adata, method="kmeans", n_clusters=2)
+    assert "X_cnn_tsne" not in adata.obsm
+    adata.obsm["X_cnn_tsne"] = np.ones((60, 2))
+    with pytest.raises(ValueError, match=r"adata.obsm\['X_cnn_tsne'\] would be overwritten"):
+        scnn.tl.cluster(adata)
+    assert adata.uns["cnn_cluster"]["params"]["method"] == "kmeans"
+    assert (adata.obsm["X_cnn_tsne"] == 1).all()
 
 
 def test_empty_cells_and_genes_are_kept_without_a_cluster(adata: ad.AnnData) -> None:
@@ -108,6 +119,10 @@ def test_refusals(adata: ad.AnnData) -> None:
         scnn.tl.cluster(adata, method="kmeans", n_clusters=61)
     with pytest.raises(ValueError, match="at least 1"):
         scnn.tl.cluster(adata, n_clusters=0)
+    with pytest.raises(TypeError, match="resolution='a' has type str, expected float"):
+        scnn.tl.cluster(adata, method="leiden", resolution="a")
+    with pytest.raises(ValueError, match="random_state=-1 is not allowed"):
+        scnn.tl.cluster(adata, random_state=-1)
     with pytest.raises(TypeError, match="n_clusters='2' has type str, expected int"):
         scnn.tl.cluster(adata, n_clusters="2")
     with pytest.raises(KeyError, match=r"use_rep='X_pca' is not in adata.obsm. Available: \['X_latent'\]"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import anndata as ad
@@ -142,6 +143,36 @@ def test_a_layer_of_ones_own_without_clusters(adata: ad.AnnData, kind: Any) -> N
     assert adata.uns["cnn_imputed"]["summary"].index.tolist() == ["all"]
 
 
+def test_a_changed_layer_is_used(adata: ad.AnnData) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    adata.layers["dropout_prob"][:, 5:] = 0
+    scnn.pp.cnn_impute(adata, **QUICK)
+    changed = (adata.layers["cnn_imputed"].toarray() != adata.X.toarray()).any(axis=0)
+    assert changed[:5].any()
+    assert not changed[5:].any()
+
+
+def test_a_stale_model_is_refused(adata: ad.AnnData) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    counts = adata.X.copy()
+    adata.X = adata.X[::-1].copy()
+    with pytest.raises(ValueError, match="The counts are not those"):
+        scnn.pp.cnn_impute(adata, **QUICK)
+    adata.X = counts
+    adata.obs["type"] = adata.obs["type"].cat.rename_categories({"a": "b", "b": "a"})
+    with pytest.raises(ValueError, match=r"adata.obs\['type'\] has changed since the dropout model"):
+        scnn.pp.cnn_impute(adata, **QUICK)
+    del adata.obs["type"]
+    scnn.pp.cnn_impute(adata, **QUICK)
+
+
+def test_a_mistyped_key_is_announced(adata: ad.AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type", key_added="dp")
+    with caplog.at_level(logging.WARNING, "scanpy_cnnimpute"):
+        run(adata, dropout_key="dpp")
+    assert "no dropout model is stored under 'dpp', fitting one; stored: ['dp']" in caplog.text
+
+
 def test_without_log(adata: ad.AnnData) -> None:
     run(adata, log=False)
     assert adata.uns["cnn_imputed"]["params"]["log"] is False
@@ -198,10 +229,18 @@ def test_refusals(adata: ad.AnnData) -> None:
         run(adata, cluster_key="leiden")
     with pytest.raises(ValueError, match="threshold=2 is not allowed"):
         run(adata, threshold=2)
-    with pytest.raises(ValueError, match=r"adata.layers\['twin'\] exists"):
+    with pytest.raises(ValueError, match=r"adata.layers\['twin'\] would be overwritten"):
         run(adata, key_added="twin")
-    with pytest.raises(ValueError, match=r"adata.uns\['mine'\] exists and was not written by pp.cnn_impute"):
+    with pytest.raises(
+        ValueError, match=r"adata.uns\['mine'\] would be overwritten, but no record says that pp.cnn_impute wrote it"
+    ):
         run(adata, key_added="mine")
+    with pytest.raises(ValueError, match="random_state=-1 is not allowed: at least 0"):
+        run(adata, random_state=-1)
+    with pytest.raises(ValueError, match="key_added='dropout_prob' is taken"):
+        run(adata, key_added="dropout_prob")
+    with pytest.raises(ValueError, match="key_added='twin' is taken"):
+        run(adata, layer="twin", key_added="twin")
     assert_only_added(before, adata, set())
     adata.layers["own"] = adata.X.copy()
     with pytest.raises(ValueError, match="no probabilities"):

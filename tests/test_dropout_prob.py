@@ -166,9 +166,80 @@ def test_a_second_run_replaces_only_its_own(adata: ad.AnnData) -> None:
     scnn.pp.dropout_prob(adata, cluster_key="type")
     np.testing.assert_array_equal(adata.layers["dropout_prob"], once.layers["dropout_prob"])
     adata.layers["mine"] = adata.X.copy()
-    with pytest.raises(ValueError, match=r"adata.layers\['mine'\].* exists and was not written by pp.dropout_prob"):
+    with pytest.raises(ValueError, match=r"adata.layers\['mine'\].* would be overwritten.*del adata.layers\['mine'\]"):
         scnn.pp.dropout_prob(adata, cluster_key="type", key_added="mine")
     assert not any(name.startswith("mine_") for name in adata.varm)
+
+
+def test_foreign_keys_survive_a_second_run(adata: ad.AnnData) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type", store="params")
+    adata.layers["dropout_prob"] = adata.X.copy()  # the user's own, under our name
+    with pytest.raises(ValueError, match=r"adata.layers\['dropout_prob'\] would be overwritten"):
+        scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata[:, ::-1], cluster_key="type", key_added="other")
+    np.testing.assert_array_equal(dense(adata.layers["dropout_prob"]), dense(adata.X))
+
+
+def test_keys_of_one_call_differ(adata: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match="key_added='type' is taken"):
+        scnn.pp.dropout_prob(adata, cluster_key="type", key_added="type")
+    with pytest.raises(ValueError, match="key_added='cnn_cluster' is taken"):
+        scnn.pp.dropout_prob(adata, key_added="cnn_cluster")
+    assert "cnn_cluster" not in adata.obs
+
+
+def test_get_refuses_counts_that_were_replaced(adata: ad.AnnData) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    logged = adata.copy()
+    logged.X = logged.X.log1p()
+    with pytest.raises(ValueError, match=r"the totals of 60 cells differ from adata.obs"):
+        scnn.get.dropout_prob(logged)
+    more = adata[:, :40].copy()
+    more.X = more.X * 10
+    with pytest.raises(ValueError, match=r"Run pp.dropout_prob again"):
+        scnn.get.dropout_prob(more, genes=["g1"])
+    # The cells that are asked for decide.
+    adata.X[5] = adata.X[5] * 2
+    assert scnn.get.dropout_prob(adata, cells=slice(0, 5)).shape == (5, 50)
+    with pytest.raises(ValueError, match="the totals of 1 cells differ"):
+        scnn.get.dropout_prob(adata)
+
+
+def test_merged_data_need_a_new_model(adata: ad.AnnData) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    other = simulate(seed=1)
+    scnn.pp.dropout_prob(other, cluster_key="type")
+    merged = ad.concat([adata, other], merge="first", uns_merge="first", index_unique="-")
+    with pytest.raises(ValueError, match=r"The clusters \['a', 'b'\] have more cells than the dropout model"):
+        scnn.get.dropout_prob(merged)
+    bare = ad.concat([adata, other], index_unique="-")
+    with pytest.raises(KeyError, match="No dropout model is stored"):
+        scnn.get.dropout_prob(bare)
+    with pytest.raises(ValueError, match=r"of which only adata.obs.* is left, as after anndata.concat"):
+        scnn.pp.cnn_impute(bare, verbose=False)
+    with pytest.raises(ValueError, match=r"del adata.obs\['dropout_prob_library_size'\]"):
+        scnn.pp.dropout_prob(bare, cluster_key="type")
+    adata.obs["dropout_prob_cluster"] = adata.obs["dropout_prob_cluster"].cat.rename_categories({"a": "z"})
+    with pytest.raises(ValueError, match=r"has clusters \['z'\] that the dropout model does not have"):
+        scnn.get.dropout_prob(adata)
+
+
+def test_continuous_columns_are_no_clusters(adata: ad.AnnData) -> None:
+    adata.obs["score"] = np.linspace(0, 1, 60)
+    with pytest.raises(ValueError, match=r"adata.obs\['score'\] holds fractions"):
+        scnn.pp.dropout_prob(adata, cluster_key="score")
+    adata.obs["mixed"] = pd.Categorical([1, "1"] * 30)
+    with pytest.raises(ValueError, match=r"same name as text: \['1'\]"):
+        scnn.pp.dropout_prob(adata, cluster_key="mixed")
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_very_long_cluster_names(adata: ad.AnnData, tmp_path: object, suffix: str) -> None:
+    adata.obs["long"] = adata.obs["type"].cat.rename_categories({"a": "\u00e4" * 300, "b": "\u00e4" * 301})
+    scnn.pp.dropout_prob(adata, cluster_key="long")
+    getattr(adata, f"write_{suffix}")(f"{tmp_path}/a.{suffix}")
+    back = getattr(ad, f"read_{suffix}")(f"{tmp_path}/a.{suffix}")
+    np.testing.assert_array_equal(scnn.get.dropout_prob(back), adata.layers["dropout_prob"])
 
 
 def test_one_cell_and_two_cells(adata: ad.AnnData) -> None:
@@ -199,6 +270,8 @@ def test_refusals(adata: ad.AnnData) -> None:
         scnn.pp.dropout_prob(adata, model="zinb")
     with pytest.raises(ValueError, match=r"store='disk' is not known"):
         scnn.pp.dropout_prob(adata, store="disk")
+    with pytest.raises(TypeError, match="max_layer_bytes='1GB' has type str, expected int"):
+        scnn.pp.dropout_prob(adata, max_layer_bytes="1GB")
     with pytest.raises(KeyError, match=r"cluster_key='leiden' is not in adata.obs. Available: \['type'\]"):
         scnn.pp.dropout_prob(adata, cluster_key="leiden")
     adata.obs["none"] = pd.Categorical([None] * 60, categories=["a"])

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from helpers import QUICK, dense, simulate
 
 from scanpy_cnnimpute import CNNImputer
-from scanpy_cnnimpute.network import STATUSES, _inputs, _model, _training
+from scanpy_cnnimpute.network import STATUSES, _arrays, _inputs, _model, _training
 from scanpy_cnnimpute.presets import PRESETS, NetworkSettings, resolve
 
 SMALL = NetworkSettings(n_targets=8, max_epochs=3)
@@ -71,10 +71,12 @@ def test_published_architecture() -> None:
 
 
 def test_masked_targets_take_no_part_in_the_loss() -> None:
-    true = np.array([[1.0, -1.0], [0.0, 3.0]], np.float32)
-    predicted = np.array([[2.0, 99.0], [0.0, 1.0]], np.float32)
+    from keras.ops import convert_to_tensor
+
+    true = convert_to_tensor([[1.0, -1.0], [0.0, 3.0]])
+    predicted = convert_to_tensor([[2.0, 99.0], [0.0, 1.0]])
     assert float(_model.masked_mse(true, predicted)) == pytest.approx((1 + 0 + 4) / 3)
-    assert float(_model.masked_mse(np.full((2, 2), -1.0, np.float32), predicted)) == 0
+    assert float(_model.masked_mse(convert_to_tensor([[-1.0, -1.0]] * 2), predicted)) == 0
 
 
 def training_data(n: int = 40) -> tuple[sp.csr_array, np.ndarray]:
@@ -217,6 +219,36 @@ def test_cells_without_cluster_stay_as_they_are(fitted: CNNImputer) -> None:
     assert (result[::2] > 0).sum() > (new.X[::2] > 0).sum()
 
 
+def test_cells_without_counts_stay_empty(fitted: CNNImputer) -> None:
+    new = simulate(6).X.toarray()
+    new[2] = 0
+    assert not fitted.transform(new)[2].any()
+    np.testing.assert_array_equal(fitted.transform(new, clusters=[None] * 6), new)
+
+
+def test_labels_that_read_the_same_are_refused() -> None:
+    with pytest.raises(ValueError, match="Different clusters have the same name as text, as in '1', '1'"):
+        CNNImputer(**QUICK).fit(simulate(4).X, clusters=[1, "1", 1, "1"])
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.99])
+def test_some_cells_are_left_for_training_and_validation(fraction: float) -> None:
+    settings = NetworkSettings(n_targets=8, max_epochs=1, validation_fraction=fraction)
+    history, _ = train(_model.Network(settings), 0, settings)
+    assert np.isfinite([history["loss"], history["val_loss"]]).all()
+
+
+def test_results_are_put_together_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = simulate()
+    run = {"clusters": adata.obs["type"]}
+    expected = CNNImputer(**QUICK, max_dropout=1).fit_transform(adata.X, **run)
+    monkeypatch.setattr(_arrays, "BLOCK_BYTES", 4 * 50 * 7)
+    again = CNNImputer(**QUICK, max_dropout=1).fit_transform(adata.X, **run)
+    assert expected.has_canonical_format
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(again, part), getattr(expected, part))
+
+
 def test_save_and_load(fitted: CNNImputer, tmp_path: Any) -> None:
     path = tmp_path / "deep" / "imputer"
     fitted.save(path)
@@ -260,6 +292,9 @@ def test_a_failed_save_leaves_nothing(fitted: CNNImputer, tmp_path: Any, monkeyp
 def test_load_refuses_what_is_no_imputer(tmp_path: Any) -> None:
     with pytest.raises(FileNotFoundError, match="holds no saved CNNImputer"):
         CNNImputer.load(tmp_path)
+    (tmp_path / "imputer.json").write_text('{"format": ')
+    with pytest.raises(ValueError, match=r"holds no readable CNNImputer: imputer.json is damaged"):
+        CNNImputer.load(tmp_path)
     (tmp_path / "imputer.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="format 99; this version reads format 1"):
         CNNImputer.load(tmp_path)
@@ -284,6 +319,10 @@ def test_transform_refusals(fitted: CNNImputer) -> None:
         fitted.transform(new.X, clusters=["a", "b"])
     with pytest.raises(ValueError, match=r"dropout has shape \(2, 2\), X has \(5, 50\)"):
         fitted.transform(new.X, dropout=np.ones((2, 2)))
+    with pytest.raises(ValueError, match="dropout has values outside"):
+        fitted.transform(new.X, dropout=np.full((5, 50), 7.0))
+    with pytest.raises(TypeError, match="dropout is a float, expected a matrix"):
+        fitted.transform(new.X, dropout=0.7)
     bad = new.X.toarray()
     bad[0, 0] = np.nan
     with pytest.raises(ValueError, match="NaN"):

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._counts import check_adata, get_counts
-from .._mixture_store import block_slices, load_mixture, probability_blocks, require_mixture
+from .._mixture_store import block_slices, check_unchanged, load_mixture, probability_blocks, require_mixture
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,7 +24,7 @@ def dropout_prob(
     key: str = "dropout_prob",
     kind: Kind = "dense",
 ) -> Any:
-    """Dropout probabilities of some cells and genes, computed from the stored parameters and the counts.
+    """Dropout probabilities of some cells and genes, from the stored parameters and the counts.
 
     Parameters
     ----------
@@ -45,6 +45,8 @@ def dropout_prob(
     ------
     KeyError
         If no parameters are stored under `key`, or a name is unknown.
+    ValueError
+        If the counts, or the cells of a cluster, are not those that the model was fitted to.
     ImportError
         If ``kind="dask"`` and dask is not installed.
 
@@ -62,9 +64,12 @@ def dropout_prob(
         raise ValueError(msg)
     require_mixture(adata, key)
     genes, cells = ([axis] if isinstance(axis, str) else axis for axis in (genes, cells))
-    part = adata[cells, genes]
+    layer = adata.uns[key]["params"].get("layer")
+    rows = adata[cells]
+    check_unchanged(rows, key, get_counts(rows, layer, caller="get.dropout_prob", integers=False))
+    part = rows[:, genes]
     mixture, library_size, clusters = load_mixture(part, key)
-    counts = get_counts(part, adata.uns[key]["params"].get("layer"), caller="get.dropout_prob", integers=False)
+    counts = get_counts(part, layer, caller="get.dropout_prob", integers=False)
     if kind == "dask":
         return _dask(mixture, counts, library_size, clusters)
     blocks = [block for _, block in probability_blocks(mixture, counts, library_size, clusters)]

@@ -8,12 +8,16 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .._matrix import to_csr, values_problem
+from .._matrix import check_probabilities, to_csr, values_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ._inputs import DropoutBlock
+
+    Predicted = tuple[np.ndarray, sp.csr_array]
+
+BLOCK_BYTES = 2**26
 
 
 def checked_counts(X: Any) -> sp.csr_array:
@@ -65,10 +69,13 @@ def cluster_codes(clusters: Any, n_cells: int, trained: list[str] | None = None)
         msg = f"clusters has {len(given)} labels, X has {n_cells} cells."
         raise ValueError(msg)
     names = [str(name) for name in given.categories]
-    if not names:
-        msg = "No cell has a cluster."
+    if len(set(names)) < len(names):
+        msg = f"Different clusters have the same name as text, as in {some(sorted(names))}. Rename them."
         raise ValueError(msg)
     if trained is None:
+        if not names:
+            msg = "No cell has a cluster."
+            raise ValueError(msg)
         return given.codes.astype(np.int64), names
     unknown = sorted(set(names) - set(trained))
     if unknown:
@@ -100,6 +107,7 @@ def dropout_block(dropout: Any, shape: tuple[int, int], order: np.ndarray) -> Dr
         return lambda cells, genes: np.ones((cells.size, genes.size), dtype=np.float32)
     if callable(dropout):
         return lambda cells, genes: dropout(cells, order[genes])
+    check_probabilities(dropout, where="dropout")
     if dropout.shape != shape:
         msg = f"dropout has shape {dropout.shape}, X has {shape}."
         raise ValueError(msg)
@@ -125,30 +133,48 @@ def nearest_profile(counts: sp.csr_array, profiles: np.ndarray) -> np.ndarray:
     return np.argmax(log_normalised(counts) @ centred.T, axis=1)
 
 
-def fill(
-    counts: sp.csr_array, cells: np.ndarray, predicted: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
-) -> sp.csr_array:
-    """The rows `cells` of the counts with predicted values at zeros: triples of rows in the block, genes, values."""
-    block = counts[cells].astype(np.result_type(counts.dtype, np.float32))
-    parts = [*zip(*predicted, strict=True)]
-    if not parts:
-        return block
-    rows, genes, values = (np.concatenate(part) for part in parts)
-    return block + sp.csr_array((values.astype(block.dtype), (rows, genes)), shape=block.shape)
+def assemble(X: Any, counts: sp.csr_array, clusters: Iterable[tuple[np.ndarray, list[Predicted]]]) -> Any:
+    """A copy of the counts with predictions at zeros: dense for dense, else CSR like `X`.
 
-
-def assemble(X: Any, counts: sp.csr_array, blocks: list[tuple[np.ndarray, sp.csr_array]]) -> Any:
-    """Put filled blocks of cells together, and the other cells as they were: dense for dense, else CSR like `X`."""
-    rest = np.setdiff1d(np.arange(counts.shape[0]), np.concatenate([[], *(cells for cells, _ in blocks)]))
-    blocks = [*blocks, (rest, fill(counts, rest, []))]
+    `clusters` gives the cells of each cluster and, for each of its networks, the target genes and a CSR array of
+    predictions (cells of the cluster x targets). Cells of no cluster stay as they are. The memory is that of the
+    predictions and of the result, and one bounded dense block.
+    """
+    dtype = np.result_type(X.dtype, np.float32)
+    parts = list(clusters)
     if isinstance(X, np.ndarray):
-        dense = np.empty(X.shape, dtype=blocks[0][1].dtype)
-        for cells, block in blocks:
-            dense[cells] = block.toarray()
+        dense = X.astype(dtype, order="C")
+        for rows, block in _filled_blocks(counts, parts, dtype):
+            dense[rows] = block
         return dense
-    order = np.argsort(np.concatenate([cells for cells, _ in blocks]))
-    total = sp.vstack([block for _, block in blocks], format="csr")[order]
-    return sp.csr_matrix(total) if isinstance(X, sp.spmatrix) else sp.csr_array(total)
+    sizes = np.diff(counts.indptr).astype(np.int64)
+    for cells, predictions in parts:
+        sizes[cells] += sum(np.diff(values.indptr) for _, values in predictions)
+    indptr = np.concatenate([[0], np.cumsum(sizes)])
+    width = np.int32 if indptr[-1] <= np.iinfo(np.int32).max else np.int64
+    indices, data = np.empty(indptr[-1], dtype=width), np.empty(indptr[-1], dtype=dtype)
+    rest = np.setdiff1d(np.arange(counts.shape[0]), np.concatenate([[], *(cells for cells, _ in parts)]))
+    for rows, block in _filled_blocks(counts, [*parts, (rest, [])], dtype):
+        for row, values in zip(rows, block, strict=True):
+            columns = np.flatnonzero(values)
+            indices[indptr[row] : indptr[row + 1]] = columns
+            data[indptr[row] : indptr[row + 1]] = values[columns]
+    kind = sp.csr_matrix if isinstance(X, sp.spmatrix) else sp.csr_array
+    return kind((data, indices, indptr.astype(width)), shape=counts.shape)
+
+
+def _filled_blocks(
+    counts: sp.csr_array, parts: list[tuple[np.ndarray, list[Predicted]]], dtype: np.dtype
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Dense blocks of completed cells, of at most `BLOCK_BYTES` or one cell."""
+    height = max(1, BLOCK_BYTES // (dtype.itemsize * max(counts.shape[1], 1)))
+    for cells, predictions in parts:
+        for start in range(0, cells.size, height):
+            rows = cells[start : start + height]
+            block = counts[rows].astype(dtype).toarray()
+            for genes, values in predictions:
+                block[:, genes] += values[start : start + height].toarray()
+            yield rows, block
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

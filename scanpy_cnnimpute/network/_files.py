@@ -57,7 +57,11 @@ def load(path: Path) -> tuple[dict[str, Any], list[Task]]:
     if not file.is_file():
         msg = f"{path} holds no saved CNNImputer: {DESCRIPTION} is missing."
         raise FileNotFoundError(msg)
-    description = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        msg = f"{path} holds no readable CNNImputer: {DESCRIPTION} is damaged ({error})."
+        raise ValueError(msg) from error
     if description.get("format") != FORMAT:
         msg = f"{path} has format {description.get('format')!r}; this version reads format {FORMAT}."
         raise ValueError(msg)

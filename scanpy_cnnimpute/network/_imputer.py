@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from ..presets import resolve
+from ..presets import check_number, resolve
 from . import _arrays, _files, _inputs
 from ._tasks import IMPUTED, NO_INPUTS, TRAINING_FAILED, Plan, Task, plan
 
@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
+    from ._arrays import Predicted
     from ._inputs import DropoutBlock
     from ._model import Network
-
-    Predicted = tuple[np.ndarray, np.ndarray, np.ndarray]
-    """Rows in the block of cells, genes, values."""
 
 
 class CNNImputer:
@@ -113,7 +111,7 @@ class CNNImputer:
             patience=patience,
             validation_fraction=validation_fraction,
         )
-        self.random_state = random_state
+        self.random_state = check_number("random_state", random_state, int, 0)
         self.keep_models = keep_models
         self.verbose = verbose
         self._tasks: list[Task] | None = None
@@ -170,7 +168,7 @@ class CNNImputer:
         """Train the networks and impute the same cells, one network at a time; see :meth:`fit`, :meth:`transform`."""
         counts = _arrays.checked_counts(X)
         run = self._run(counts, dropout=dropout, clusters=clusters, modelled=modelled, genes=genes)
-        return _arrays.assemble(X, counts, [(cells, _arrays.fill(counts, cells, found)) for cells, found in run])
+        return _arrays.assemble(X, counts, run)
 
     def transform(
         self,
@@ -220,11 +218,13 @@ class CNNImputer:
         aligned = sp.csr_array(counts[:, order])
         block = _arrays.dropout_block(dropout, counts.shape, order)
         if clusters is None:
-            codes = _arrays.nearest_profile(aligned, self._profiles)
+            # A cell without counts resembles nothing.
+            seen = np.diff(aligned.indptr) > 0
+            codes = np.where(seen, _arrays.nearest_profile(aligned, self._profiles), -1)
         else:
             codes, _ = _arrays.cluster_codes(clusters, counts.shape[0], self.clusters_)
         network = Network(self.settings) if self._tasks else None
-        blocks = []
+        parts = []
         for cluster in np.unique(codes[codes >= 0]):
             cells = np.flatnonzero(codes == cluster)
             values = self._values(aligned[cells])
@@ -235,10 +235,10 @@ class CNNImputer:
                     continue
                 network.model.set_weights(task.weights)
                 missing = _inputs.missing_entries(by_gene, cells, task.targets, block, self.settings.threshold)
-                (rows, targets, predicted), _ = self._predict(network, task, values, missing)
-                found.append((rows, order[targets], predicted))
-            blocks.append((cells, _arrays.fill(counts, cells, found)))
-        return _arrays.assemble(X, counts, blocks)
+                predicted, _ = self._predict(network, task, values, missing)
+                found.append((order[task.targets], predicted))
+            parts.append((cells, found))
+        return _arrays.assemble(X, counts, parts)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write one ``.keras`` file per network and one JSON into a folder, completely or not at all.
@@ -310,6 +310,7 @@ class CNNImputer:
         n_cells, n_genes = counts.shape
         genes = _arrays.gene_names(genes, n_genes)
         codes, names = _arrays.cluster_codes(clusters, n_cells)
+        codes[np.diff(counts.indptr) == 0] = -1  # a cell without counts teaches nothing
         block = _arrays.dropout_block(dropout, counts.shape, np.arange(n_genes))
         members = [np.flatnonzero(codes == cluster) for cluster in range(len(names))]
         trusted = _arrays.trusted_genes(modelled, names, n_genes)
@@ -370,7 +371,7 @@ class CNNImputer:
             if self.keep_models:
                 task.weights = network.model.get_weights()
             tasks.append(task)
-            found.append(predicted)
+            found.append((targets, predicted))
             bar.update()
         return found
 
@@ -387,8 +388,8 @@ class CNNImputer:
 
     def _predict(
         self, network: Network, task: Task, values: sp.csr_array, missing: np.ndarray
-    ) -> tuple[Predicted, np.ndarray]:
-        """Predicted counts of the missing entries, and which targets were predicted finitely."""
+    ) -> tuple[sp.csr_array, np.ndarray]:
+        """Predicted counts of the missing entries (cells x targets), and which targets were predicted finitely."""
         from ._training import predict
 
         predicted = predict(network.model, values[:, task.inputs], self.settings)[:, : task.targets.size]
@@ -396,9 +397,7 @@ class CNNImputer:
         with np.errstate(over="ignore"):
             predicted = np.maximum(np.expm1(predicted) if self.settings.log else predicted, 0.0)
         finite = np.isfinite(predicted).all(axis=0)
-        rows, columns = np.nonzero(missing & finite & (predicted > 0))
-        # 32 bits: these triples are most of the memory of an imputation.
-        return (rows.astype(np.int32), task.targets[columns].astype(np.int32), predicted[rows, columns]), finite
+        return sp.csr_array(np.where(missing & finite, predicted, np.float32(0))), finite
 
     def _values(self, counts: sp.csr_array) -> sp.csr_array:
         """What the networks see: log1p(counts), or counts, float32."""

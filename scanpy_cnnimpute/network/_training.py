@@ -43,7 +43,7 @@ def train(
     rng = np.random.default_rng(seed)
     network.reinitialise(rng)
     cells = rng.permutation(inputs.shape[0])
-    n_validation = math.ceil(settings.validation_fraction * cells.size)
+    n_validation = min(math.ceil(settings.validation_fraction * cells.size), cells.size - 1)
     validation, training = cells[:n_validation], cells[n_validation:]
     # A validation set without any observed value cannot tell when to stop.
     monitored = "val_loss" if (targets[validation] != MASK).any() else "loss"

@@ -10,8 +10,9 @@ import scipy.sparse as sp
 
 from .._counts import check_adata, get_counts, layer_names, raw_matrix
 from .._logging import logger
-from .._mixture_store import has_mixture, load_mixture
-from .._results import Results, cluster_codes, column_names
+from .._matrix import check_probabilities
+from .._mixture_store import check_unchanged, has_mixture, load_mixture, stored_keys, stored_mixtures
+from .._results import Results, check_keys, cluster_codes, column_names
 from ..network import STATUSES, CNNImputer
 from ._dropout_prob import DEFAULT_CLUSTER_KEY, dropout_prob
 
@@ -50,10 +51,10 @@ def cnn_impute(
     preset
         Named set of values for the settings below that are not given. ``"paper"``: the published numbers.
     layer
-        Layer with the counts; ``None`` for `X`.
+        Layer with the counts. Default: `X`.
     dropout_key
-        Where :func:`~scanpy_cnnimpute.pp.dropout_prob` stored its results; it is run first if nothing is there. A
-        layer of your own with this name, of probabilities, is used as it is.
+        Where :func:`~scanpy_cnnimpute.pp.dropout_prob` stored its results; it is run first if nothing is there. If
+        there is a layer with this name, its probabilities are used, also if you changed them or made them yourself.
     cluster_key
         Column of `.obs` with clusters; networks are trained in each. Default: the clusters of the dropout model; for
         a dropout layer of your own ``"cnn_cluster"`` if it is there, else all cells together.
@@ -108,8 +109,10 @@ def cnn_impute(
     Notes
     -----
     The paper, "CNN-based model construction". The same seed gives the same bits at the same number of threads.
-    Memory: one network of the paper's size takes 132 MB with its optimizer, whatever their number. Keras runs it on
-    the backend that is configured, on a GPU where the backend sees one.
+    Keras runs the networks on the backend that is configured, on a GPU where the backend sees one. Memory: one
+    network of the paper's size at a time (132 MB with its optimizer), the counts of a cluster, and about twice the
+    imputed layer while it is put together; in CSR that layer takes 8 to 12 bytes per non-zero, which is more than
+    dense when most zeros are imputed.
 
     Examples
     --------
@@ -136,28 +139,27 @@ def cnn_impute(
         keep_models=False,
         verbose=verbose,
     )
+    others = [key for key in (layer, cluster_key) if key is not None]
+    check_keys(*others, key_added=key_added, dropout_key=dropout_key)
     adata = adata.copy() if copy else adata
     results = Results(adata, function="pp.cnn_impute", key=key_added, keys=[("layers", key_added)])
     counts = get_counts(adata, layer, caller="pp.cnn_impute")
-    own_layer = dropout_key in layer_names(adata) and not has_mixture(adata, dropout_key)
-    if own_layer:
-        dropout: Any = _own_probabilities(adata, dropout_key)
-        modelled: dict[str, np.ndarray] | None = None
-        if cluster_key is None and DEFAULT_CLUSTER_KEY in adata.obs:
-            cluster_key = DEFAULT_CLUSTER_KEY
-        clusters, names = (
-            (np.zeros(adata.n_obs, dtype=np.int64), ["all"])
-            if cluster_key is None
-            else cluster_codes(adata, cluster_key, caller="pp.cnn_impute")
-        )
+    if dropout_key in layer_names(adata) and not has_mixture(adata, dropout_key):
+        clusters, names = _clusters_for_own_layer(adata, dropout_key, cluster_key)
+        modelled = None
     else:
         if not has_mixture(adata, dropout_key):
+            _announce_fit(adata, dropout_key)
             dropout_prob(adata, layer=layer, cluster_key=cluster_key, store="params", key_added=dropout_key)
-        _check_same_origin(adata, dropout_key, layer, cluster_key)
+        _check_same_origin(adata, dropout_key, layer, cluster_key, counts)
         mixture, library_size, clusters = load_mixture(adata, dropout_key)
         names = list(adata.uns[dropout_key]["clusters"])
         modelled = {name: mixture.status[:, position] == 0 for position, name in enumerate(names)}
-
+    dropout: Any
+    if dropout_key in layer_names(adata):
+        dropout = adata.layers[dropout_key]
+        check_probabilities(dropout, where=f"adata.layers[{dropout_key!r}]")
+    else:
         by_gene = counts.tocsc()
 
         def dropout(cells: np.ndarray, genes: np.ndarray) -> np.ndarray:
@@ -194,20 +196,34 @@ def cnn_impute(
     return adata if copy else None
 
 
-def _own_probabilities(adata: AnnData, key: str) -> Any:
-    """A layer of probabilities that somebody else computed, checked."""
-    layer = raw_matrix(adata, key)
-    if not (sp.issparse(layer) or isinstance(layer, np.ndarray)):
-        msg = f"adata.layers[{key!r}] is a {type(layer).__name__}, expected a numpy array or a scipy sparse matrix."
-        raise TypeError(msg)
-    values = layer.data if sp.issparse(layer) else layer
-    if values.size and not (np.nanmin(values) >= 0 and np.nanmax(values) <= 1 and not np.isnan(values).any()):
-        msg = f"adata.layers[{key!r}] has values outside [0, 1] or NaN, which are no probabilities."
+def _clusters_for_own_layer(adata: AnnData, dropout_key: str, cluster_key: str | None) -> tuple[np.ndarray, list[str]]:
+    """Clusters to go with a dropout layer that no stored model stands behind."""
+    remnants = [
+        f"adata.{attribute}[{key!r}]" for attribute, key in stored_keys(dropout_key) if key in getattr(adata, attribute)
+    ]
+    if remnants:
+        msg = (
+            f"adata.layers[{dropout_key!r}] comes from a dropout model of which only {', '.join(remnants)} is left, as "
+            f"after anndata.concat. Delete these and run pp.dropout_prob again; to use the layer alone, rename it."
+        )
         raise ValueError(msg)
-    return layer
+    if cluster_key is None and DEFAULT_CLUSTER_KEY in adata.obs:
+        cluster_key = DEFAULT_CLUSTER_KEY
+    if cluster_key is None:
+        return np.zeros(adata.n_obs, dtype=np.int64), ["all"]
+    return cluster_codes(adata, cluster_key, caller="pp.cnn_impute")
 
 
-def _check_same_origin(adata: AnnData, key: str, layer: str | None, cluster_key: str | None) -> None:
+def _announce_fit(adata: AnnData, key: str) -> None:
+    """Say loudly that a model is fitted although others are stored: the key may be mistyped."""
+    others = stored_mixtures(adata)
+    if others:
+        logger.warning("pp.cnn_impute: no dropout model is stored under %r, fitting one; stored: %s", key, others)
+
+
+def _check_same_origin(
+    adata: AnnData, key: str, layer: str | None, cluster_key: str | None, counts: sp.csr_array
+) -> None:
     """The stored dropout model must belong to the counts and the clusters that are asked for."""
     params = adata.uns[key]["params"]
     if params.get("layer") != layer:
@@ -216,12 +232,22 @@ def _check_same_origin(adata: AnnData, key: str, layer: str | None, cluster_key:
             "Pass that layer, or run pp.dropout_prob with another key_added and pass it as dropout_key."
         )
         raise ValueError(msg)
-    if cluster_key is not None and params.get("cluster_key") != cluster_key:
+    if cluster_key is not None and params["cluster_key"] != cluster_key:
         msg = (
-            f"The dropout model {key!r} was fitted in the clusters of {params.get('cluster_key')!r}, not of "
+            f"The dropout model {key!r} was fitted in the clusters of {params['cluster_key']!r}, not of "
             f"{cluster_key!r}. Leave cluster_key out, or run pp.dropout_prob with another key_added for these."
         )
         raise ValueError(msg)
+    check_unchanged(adata, key, counts)
+    if params["cluster_key"] in adata.obs:
+        fitted = pd.Series(adata.obs[f"{key}_cluster"].astype(object), dtype=object)
+        today = adata.obs[params["cluster_key"]].astype(object).map(str, na_action="ignore")
+        if (fitted.notna() & (fitted != today)).any():
+            msg = (
+                f"adata.obs[{params['cluster_key']!r}] has changed since the dropout model {key!r} was fitted in it. "
+                "Run pp.dropout_prob again."
+            )
+            raise ValueError(msg)
 
 
 def _history(networks: list[dict[str, Any]]) -> pd.DataFrame:

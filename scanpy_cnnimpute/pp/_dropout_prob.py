@@ -9,9 +9,10 @@ import numpy as np
 from .. import tl
 from .._counts import check_adata, get_counts
 from .._logging import logger
-from .._mixture_store import probability_blocks, store_mixture, stored_keys
-from .._results import Results, cluster_codes
+from .._mixture_store import FUNCTION, probability_blocks, store_mixture, stored_keys
+from .._results import Results, check_keys, cluster_codes
 from ..mixture import fit_mixture
+from ..presets import check_number
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,7 +40,7 @@ def dropout_prob(
     adata
         Annotated data with raw counts.
     layer
-        Layer with the counts; ``None`` for `X`.
+        Layer with the counts. Default: `X`.
     cluster_key
         Column of `.obs` with clusters; a model is fitted in each. Default: ``"cnn_cluster"``, which
         :func:`~scanpy_cnnimpute.tl.cluster` computes first if it is not there.
@@ -98,18 +99,20 @@ def dropout_prob(
         if value not in allowed:
             msg = f"{name}={value!r} is not known. Available: {list(allowed)}."
             raise ValueError(msg)
+    check_number("max_layer_bytes", max_layer_bytes, int, 0)
+    if cluster_key is None:
+        cluster_key = DEFAULT_CLUSTER_KEY
+    check_keys(cluster_key, key_added=key_added)
     adata = adata.copy() if copy else adata
     results = Results(
         adata,
-        function="pp.dropout_prob",
+        function=FUNCTION,
         key=key_added,
         keys=[("layers", key_added), *stored_keys(key_added)],
     )
     counts = get_counts(adata, layer, caller="pp.dropout_prob")
-    if cluster_key is None:
-        cluster_key = DEFAULT_CLUSTER_KEY
-        if cluster_key not in adata.obs:
-            tl.cluster(adata, layer=layer, key_added=cluster_key)
+    if cluster_key == DEFAULT_CLUSTER_KEY and cluster_key not in adata.obs:
+        tl.cluster(adata, layer=layer, key_added=cluster_key)
     clusters, names = cluster_codes(adata, cluster_key, caller="pp.dropout_prob")
 
     library_size = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
@@ -144,6 +147,7 @@ def dropout_prob(
             "model": model,
             "store": store,
             "max_layer_bytes": max_layer_bytes,
+            "n_vars": adata.n_vars,
             "units": "probability",
         },
     )

@@ -13,9 +13,10 @@ from anndata import AnnData
 
 from .._counts import check_adata, get_counts
 from .._logging import logger
-from .._results import Results
+from .._results import Results, check_keys
 from .._threads import single_threaded_blas
 from ..density_peaks import adaptive_density_peaks
+from ..presets import check_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +54,7 @@ def cluster(
         centres, then k-means started at the centres (the paper). ``"leiden"``: scanpy's neighbours and Leiden on the
         principal components. ``"kmeans"``: k-means on the principal components.
     layer
-        Layer with the counts; ``None`` for `X`.
+        Layer with the counts. Default: `X`.
     use_rep
         Cluster these coordinates of `.obsm` instead of computing any from the counts.
     n_clusters
@@ -100,8 +101,9 @@ def cluster(
     """
     check_adata(adata, caller="tl.cluster")
     adata = adata.copy() if copy else adata
-    check_method(method, n_clusters=n_clusters)
-    stem = key_added.removesuffix("_cluster") if isinstance(key_added, str) else key_added
+    check_method(method, n_clusters=n_clusters, resolution=resolution, random_state=random_state)
+    check_keys(key_added=key_added)
+    stem = key_added.removesuffix("_cluster")
     obsm_key = f"X_{stem}_{'tsne' if method == 'adp' else 'pca'}"
     keys = [("obs", key_added)] + ([("obsm", obsm_key)] if use_rep is None else [])
     results = Results(adata, function="tl.cluster", key=key_added, keys=keys)
@@ -151,17 +153,15 @@ class Clustering:
     peaks: Any = None
 
 
-def check_method(method: str, *, n_clusters: int | None) -> None:
-    """Refuse unknown methods and numbers of clusters that do not go with them."""
+def check_method(method: str, *, n_clusters: int | None, resolution: float, random_state: int) -> None:
+    """Refuse unknown methods and settings that do not go with them."""
     if method not in get_args(Method):
         msg = f"method={method!r} is not known. Available: {list(get_args(Method))}."
         raise ValueError(msg)
-    if n_clusters is not None and (isinstance(n_clusters, bool) or not isinstance(n_clusters, int | np.integer)):
-        msg = f"n_clusters={n_clusters!r} has type {type(n_clusters).__name__}, expected int."
-        raise TypeError(msg)
-    if n_clusters is not None and n_clusters < 1:
-        msg = f"n_clusters={n_clusters} is not allowed: at least 1."
-        raise ValueError(msg)
+    if n_clusters is not None:
+        check_number("n_clusters", n_clusters, int, 1)
+    check_number("resolution", resolution, float, 0)
+    check_number("random_state", random_state, int, 0)
     if method == "kmeans" and n_clusters is None:
         msg = "method='kmeans' needs n_clusters=."
         raise ValueError(msg)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from .. import metrics
 from .._counts import check_adata, get_counts, layer_names
-from .._results import Results, cluster_codes
+from .._results import Results, check_keys, cluster_codes
 from ._cluster import Method, _representation, check_method, cluster_coordinates, embed
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def eval_clusters(
     if label_key not in adata.obs:
         msg = f"label_key={label_key!r} is not in adata.obs. Available: {list(adata.obs.columns)}."
         raise KeyError(msg)
+    check_keys(key_added=key_added)
     results = Results(adata, function="tl.eval_clusters", key=key_added, keys=[])
     layers = [layers] if isinstance(layers, str) else list(layers or [])
     layers = [None if layer == "X" and "X" not in layer_names(adata) else layer for layer in layers]
@@ -90,7 +91,7 @@ def eval_clusters(
     if cluster_key is None and not layers and not representations:
         cluster_key = "cnn_cluster"
     if layers or representations:
-        check_method(method, n_clusters=n_clusters)
+        check_method(method, n_clusters=n_clusters, resolution=resolution, random_state=random_state)
 
     clusterings: dict[str, np.ndarray] = {}
     if cluster_key is not None:
