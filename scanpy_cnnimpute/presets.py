@@ -90,7 +90,8 @@ def check_number(name: str, value: Any, kind: type, smallest: float | None = Non
     """The value as a plain Python number, or an error that names it; NumPy scalars are welcome, a bool is no number."""
     plain: Any = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
     allowed = (float, int) if kind is float else kind
-    if not isinstance(plain, allowed) or (kind is not bool and isinstance(plain, bool)):
+    fits = isinstance(plain, allowed) and (kind is bool or not isinstance(plain, bool))
+    if not fits:
         msg = f"{name}={value!r} has type {type(value).__name__}, expected {kind.__name__}."
         raise TypeError(msg)
     if smallest is not None and not plain >= smallest:
