@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-DEMO_EPOCHS = 15
+DEMO_EPOCHS = 10
 
 
 class _OneLineParser(argparse.ArgumentParser):

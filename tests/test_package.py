@@ -10,6 +10,7 @@ import logging
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -29,6 +30,7 @@ ON_ADATA = [
     function for module in (scnn.pp, scnn.tl, scnn.get) for function in map(module.__dict__.get, module.__all__)
 ]
 
+TUTORIALS = Path(__file__).parents[1] / "tutorials"
 HEAVY = ("keras", "tensorflow", "torch", "jax", "umap", "matplotlib", "sklearn", "igraph", "leidenalg", "dask", "tqdm")
 IMPORTS = """
 import json, sys
@@ -103,6 +105,13 @@ def modules() -> list[str]:
 def test_examples(name: str) -> None:
     module = importlib.import_module(name)
     results = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.md")), ids=lambda path: path.name)
+def test_tutorials(path: Path) -> None:
+    results = doctest.testfile(str(path), module_relative=False)
+    assert results.attempted > 0
     assert results.failed == 0
 
 
