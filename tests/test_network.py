@@ -226,6 +226,15 @@ def test_cells_without_counts_stay_empty(fitted: CNNImputer) -> None:
     np.testing.assert_array_equal(fitted.transform(new, clusters=[None] * 6), new)
 
 
+def test_a_cluster_of_empty_cells() -> None:
+    counts = simulate(30).X.toarray()
+    counts[:3] = 0
+    imputer = CNNImputer(**QUICK, max_dropout=1).fit(counts, clusters=["empty"] * 3 + ["full"] * 27)
+    assert set(np.array(STATUSES)[imputer.status_[:, 0]]) == {"too few cells"}
+    # New cells go to the one that has a profile.
+    assert (imputer.transform(counts)[3:] > 0).sum() > (counts > 0).sum()
+
+
 def test_labels_that_read_the_same_are_refused() -> None:
     with pytest.raises(ValueError, match="Different clusters have the same name as text, as in '1', '1'"):
         CNNImputer(**QUICK).fit(simulate(4).X, clusters=[1, "1", 1, "1"])

@@ -125,6 +125,11 @@ def log_normalised(counts: sp.csr_array) -> sp.csr_array:
     return sp.csr_array(counts.multiply((1e4 / totals)[:, None])).log1p()
 
 
+def mean_profile(counts: sp.csr_array) -> np.ndarray:
+    """Mean of the log-normalised counts; zeros for no cells."""
+    return log_normalised(counts).sum(axis=0) / max(counts.shape[0], 1)
+
+
 def nearest_profile(counts: sp.csr_array, profiles: np.ndarray) -> np.ndarray:
     """For each cell the row of `profiles` (mean log-normalised counts) with which it is most correlated."""
     centred = profiles - profiles.mean(axis=1, keepdims=True)

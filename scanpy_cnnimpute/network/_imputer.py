@@ -149,7 +149,7 @@ class CNNImputer:
         Raises
         ------
         ValueError, TypeError
-            For shapes that do not match and values that are no counts.
+            For shapes that do not match and counts that are negative or not finite.
         """
         counts = _arrays.checked_counts(X)
         for _ in self._run(counts, dropout=dropout, clusters=clusters, modelled=modelled, genes=genes):
@@ -321,7 +321,7 @@ class CNNImputer:
         self.genes_, self.clusters_ = genes, names
         self.status_ = np.stack([status for _, status in plans], axis=1)
         self.history_: list[dict[str, Any]] = []
-        self._profiles = np.stack([_arrays.log_normalised(counts[cells]).mean(axis=0) for cells in members])
+        self._profiles = np.stack([_arrays.mean_profile(counts[cells]) for cells in members])
         self._tasks = None
 
         tasks: list[Task] = []

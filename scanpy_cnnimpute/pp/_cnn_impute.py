@@ -96,10 +96,10 @@ def cnn_impute(
         ``(n_obs, n_vars)`` counts, the unit of the input: observed counts bit-identical, dropouts predicted. CSR if
         the input is sparse, else dense; float32 where that holds the counts of the input, else float64.
     ``.uns[key_added]``
-        ``params`` (with ``units``); ``history``: DataFrame with ``cluster``, ``subset``, ``epoch``, ``loss``,
-        ``val_loss`` (of log1p counts, or counts with ``log=False``); ``status``: DataFrame genes x clusters,
-        categorical: ``"imputed"`` or why not; ``summary``: per cluster numbers of cells, networks, genes with each
-        status, and imputed entries.
+        ``params`` (with ``units``), ``written`` (the keys of this call); ``history``: DataFrame with
+        ``cluster``, ``subset``, ``epoch``, ``loss``, ``val_loss`` (of log1p counts, or counts with
+        ``log=False``); ``status``: DataFrame genes x clusters, categorical: ``"imputed"`` or why not;
+        ``summary``: per cluster numbers of cells, networks, genes with each status, and imputed entries.
 
     Raises
     ------

@@ -71,9 +71,9 @@ def dropout_prob(
         Total counts and cluster of each cell, as used here, so that the parameters stay usable when genes or cells
         are dropped.
     ``.uns[key_added]``
-        ``params``, ``clusters`` (their names), ``summary``: per cluster the number of cells, of modelled genes, the
-        share of its zeros with a probability above 0.5, and the share of modelled genes whose gamma has collapsed
-        onto the zeros.
+        ``params``, ``written`` (the keys of this call), ``clusters`` (their names), ``summary``: per cluster
+        the number of cells, of modelled genes, the share of its zeros with a probability above 0.5, and the
+        share of modelled genes whose gamma has collapsed onto the zeros.
 
     Raises
     ------

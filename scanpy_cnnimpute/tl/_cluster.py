@@ -79,8 +79,9 @@ def cluster(
         float32, ``(n_obs, 3)`` t-SNE for ``"adp"``, ``(n_obs, <= 50)`` principal components otherwise, NaN for cells
         without counts; not with `use_rep`. With another `key_added`, ``X_{key_added}_tsne``.
     ``.uns[key_added]``
-        ``params``; for ``"adp"`` also ``density`` and ``separation`` (float64, one per cell), ``centers`` (cell
-        names), ``bandwidth``, ``silhouette`` and ``tested``, a DataFrame with every combination tried.
+        ``params``, ``written`` (the keys of this call); for ``"adp"`` also ``density`` and ``separation``
+        (float64, one per cell), ``centers`` (cell names), ``bandwidth``, ``silhouette`` and ``tested``, a
+        DataFrame with every combination tried.
 
     Raises
     ------
