@@ -70,7 +70,8 @@ def _start_keras() -> None:
             os.dup2(nowhere.fileno(), 2)
             import keras
 
-            keras.distribution.list_devices()
+            if keras.backend.backend() == "tensorflow":
+                keras.distribution.list_devices()
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
@@ -161,24 +162,21 @@ def _keywords(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _impute(options: argparse.Namespace) -> None:
-    from . import pp
-
-    _start_keras()
-    _step(options, pp.cnn_impute, verbose=not options.quiet)
-
-
-def _dropout(options: argparse.Namespace) -> None:
-    from . import pp
-
-    _step(options, pp.dropout_prob)
-
-
-def _step(options: argparse.Namespace, function: Callable[..., Any], **more: Any) -> None:
-    from . import _io
+    from . import _io, pp
 
     _check_output(options)
     adata = _io.read(options.input)
-    function(adata, **_keywords(options), **more)
+    _start_keras()
+    pp.cnn_impute(adata, **_keywords(options), verbose=not options.quiet)
+    _io.write(adata, options.output, force=options.force)
+
+
+def _dropout(options: argparse.Namespace) -> None:
+    from . import _io, pp
+
+    _check_output(options)
+    adata = _io.read(options.input)
+    pp.dropout_prob(adata, **_keywords(options))
     _io.write(adata, options.output, force=options.force)
 
 
@@ -193,6 +191,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from . import _io, tl
 
     csv = None if options.csv is None else _io.check_output(options.csv, force=options.force)
+    if options.method == "leiden":
+        _start_keras()  # scanpy's neighbours import umap, and that everything it finds
     table = tl.eval_clusters(_io.read(options.input), **_keywords(options))
     _print(table)
     if csv is not None:

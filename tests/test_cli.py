@@ -218,6 +218,15 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert {"dropout_prob", "cnn_imputed"} <= set(_io.read(output).layers)
 
 
+def test_training_leaves_stderr_to_us(source: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scanpy_cnnimpute._cli", "impute", source, tmp_path / "out.h5ad"]
+    run = subprocess.run(
+        [*map(str, command), "--cluster-key", "type", *QUICK], check=True, capture_output=True, text=True
+    )
+    assert run.stderr == ""
+    assert run.stdout == ""
+
+
 def test_scanpy_finds_the_command(source: Path, tmp_path: Path) -> None:
     scripts = Path(sys.executable).parent
     run = subprocess.run(
