@@ -27,6 +27,16 @@ def test_every_method_finds_planted_types(method: str, n_clusters: int | None) -
     assert scnn.metrics.purity(adata.obs["type"], adata.obs["cnn_cluster"]) > 0.95
 
 
+def test_leiden_on_more_cells_than_scanpy_searches_exactly() -> None:
+    # From 4,096 cells on scanpy would take an approximate neighbour search.
+    types = np.arange(4200) % 3
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(4200, 3)) + 8 * np.eye(3)[types]
+    adata = ad.AnnData(np.ones((4200, 1), np.float32), obsm={"X_p": points.astype(np.float32)})
+    scnn.tl.cluster(adata, method="leiden", use_rep="X_p", resolution=0.1)
+    assert scnn.metrics.adjusted_rand_index(types, adata.obs["cnn_cluster"]) > 0.99
+
+
 def test_adp_on_the_reference_coordinates() -> None:
     # The authors' k-means from the centres of ADPclust: Hartigan-Wong there, Lloyd here.
     cells = pd.read_csv(DATA / "reference_cells.csv.gz", index_col=0)

@@ -243,7 +243,8 @@ def _leiden(points: np.ndarray, *, resolution: float, random_state: int) -> np.n
 
     graph = AnnData(obsm={"X": points}, shape=(points.shape[0], 0))
     n_neighbors = min(15, points.shape[0] - 1)
-    sc.pp.neighbors(graph, use_rep="X", n_neighbors=n_neighbors, random_state=random_state)
+    # Exact neighbours: the approximate search, which scanpy takes for many cells, depends on the number of threads.
+    sc.pp.neighbors(graph, use_rep="X", n_neighbors=n_neighbors, transformer="sklearn", random_state=random_state)
     sc.tl.leiden(
         graph, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=random_state
     )
