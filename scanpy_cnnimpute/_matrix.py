@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-FEWEST_BYTES = 4
-
 
 def to_csr(matrix: Any, *, where: str = "X") -> sp.csr_array:
     """A canonical CSR array without stored zeros; the data is shared with the input where that is possible."""
@@ -29,8 +27,8 @@ def to_csr(matrix: Any, *, where: str = "X") -> sp.csr_array:
         msg = f"{where} has dtype {matrix.dtype}, expected numbers."
         raise TypeError(msg)
     if kind == "b" or matrix.dtype == np.float16 or not matrix.dtype.isnative:
-        # scipy computes with native numbers of at least 32 bits.
-        matrix = matrix.astype(np.float32 if matrix.dtype.itemsize < FEWEST_BYTES else matrix.dtype.newbyteorder("="))
+        # Native floats that hold the values: scipy knows no half precision and no foreign byte order.
+        matrix = matrix.astype(np.promote_types(matrix.dtype, np.float32))
     csr = sp.csr_array(matrix)
     if not csr.has_canonical_format or (csr.data == 0).any():
         csr = csr.copy()

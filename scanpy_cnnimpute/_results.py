@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import ImplicitModificationWarning
 
+from ._labels import distinct_names
 from ._logging import logger
 
 if TYPE_CHECKING:
@@ -140,13 +141,3 @@ def cluster_codes(adata: AnnData, cluster_key: str, *, caller: str) -> tuple[np.
         msg = f"adata.obs[{cluster_key!r}] has no cluster: {caller} needs at least one cell with a label."
         raise ValueError(msg)
     return categories.codes.astype("int64"), distinct_names(categories)
-
-
-def distinct_names(categories: pd.Categorical) -> list[str]:
-    """The categories as text, which has to tell them apart."""
-    names = [str(name) for name in categories.categories]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        msg = f"Different clusters have the same name as text: {twice}. Rename them."
-        raise ValueError(msg)
-    return names

@@ -26,7 +26,7 @@ ZERO = float(np.log10(PSEUDOCOUNT))
 
 CALLED = 0.5  # the published program's threshold, applied again when the probabilities are corrected
 NONZERO_CAP = 0.4  # its largest probability for a non-zero count
-COLLAPSED = 0.01
+COLLAPSED = 0.01  # a gamma whose mean is this close to ZERO, relatively, describes the zeros alone
 LOWEST_MEAN = float(np.log10(2.01))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from .._labels import distinct_names
 from .._matrix import check_probabilities, to_csr, values_problem
 
 if TYPE_CHECKING:
@@ -68,10 +69,7 @@ def cluster_codes(clusters: Any, n_cells: int, trained: list[str] | None = None)
     if len(given) != n_cells:
         msg = f"clusters has {len(given)} labels, X has {n_cells} cells."
         raise ValueError(msg)
-    names = [str(name) for name in given.categories]
-    if len(set(names)) < len(names):
-        msg = f"Different clusters have the same name as text, as in {some(sorted(names))}. Rename them."
-        raise ValueError(msg)
+    names = distinct_names(given)
     if trained is None:
         if not names:
             msg = "No cell has a cluster."

@@ -101,9 +101,9 @@ def cluster(
     5
     """
     check_adata(adata, caller="tl.cluster")
-    adata = adata.copy() if copy else adata
     check_method(method, n_clusters=n_clusters, resolution=resolution, random_state=random_state)
     check_keys(key_added=key_added)
+    adata = adata.copy() if copy else adata
     stem = key_added.removesuffix("_cluster")
     obsm_key = f"X_{stem}_{'tsne' if method == 'adp' else 'pca'}"
     keys = [("obs", key_added)] + ([("obsm", obsm_key)] if use_rep is None else [])
