@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-DEMO_EPOCHS = 10
-
 
 class _OneLineParser(argparse.ArgumentParser):
     """Errors of usage on one line, like all others."""
@@ -211,8 +209,7 @@ def _demo(options: argparse.Namespace) -> None:
     tl.cluster(adata)
     pp.dropout_prob(adata)
     _start_keras()
-    print(f"Training with at most {DEMO_EPOCHS} epochs to be quick; the published setting is 150.")
-    pp.cnn_impute(adata, max_epochs=DEMO_EPOCHS, verbose=not options.quiet)
+    pp.cnn_impute(adata, verbose=not options.quiet)
     table = tl.eval_clusters(adata, label_key="cell_line", layers=[None, "cnn_imputed"])
     table.index = ["before (X)", "after (layer cnn_imputed)"]
     _print(table)

@@ -8,9 +8,21 @@ from typing import Any
 import numpy as np
 
 
+class _Settings:
+    def _check(self, **checks: tuple[bool, str]) -> None:
+        for name, (valid, allowed) in checks.items():
+            if not valid:
+                msg = f"{name}={getattr(self, name)!r} is not allowed: {allowed}."
+                raise ValueError(msg)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The values by name, for `uns` and JSON."""
+        return asdict(self)  # type: ignore[call-overload]
+
+
 @dataclass(frozen=True, kw_only=True)
-class NetworkSettings:
-    """Every number of the imputation step; :data:`PRESETS` holds the named sets.
+class NetworkSettings(_Settings):
+    """Every number of the published imputation step.
 
     Attributes
     ----------
@@ -48,42 +60,87 @@ class NetworkSettings:
     validation_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        checks = {
-            "threshold": (0 <= self.threshold < 1, "0 <= threshold < 1"),
-            "n_targets": (self.n_targets >= 1, "at least 1"),
-            "n_top": (self.n_top >= 1, "at least 1"),
-            "max_dropout": (0 <= self.max_dropout <= 1, "between 0 and 1"),
-            "learning_rate": (self.learning_rate > 0, "above 0"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "max_epochs": (self.max_epochs >= 1, "at least 1"),
-            "patience": (self.patience >= 0, "at least 0"),
-            "validation_fraction": (0 < self.validation_fraction < 1, "between 0 and 1, both excluded"),
-        }
-        for name, (valid, allowed) in checks.items():
-            if not valid:
-                msg = f"{name}={getattr(self, name)!r} is not allowed: {allowed}."
-                raise ValueError(msg)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The values by name, for `uns` and JSON."""
-        return asdict(self)
+        self._check(
+            threshold=(0 <= self.threshold < 1, "0 <= threshold < 1"),
+            n_targets=(self.n_targets >= 1, "at least 1"),
+            n_top=(self.n_top >= 1, "at least 1"),
+            max_dropout=(0 <= self.max_dropout <= 1, "between 0 and 1"),
+            learning_rate=(self.learning_rate > 0, "above 0"),
+            batch_size=(self.batch_size >= 1, "at least 1"),
+            max_epochs=(self.max_epochs >= 1, "at least 1"),
+            patience=(self.patience >= 0, "at least 0"),
+            validation_fraction=(0 < self.validation_fraction < 1, "between 0 and 1, both excluded"),
+        )
 
 
-PRESETS: dict[str, NetworkSettings] = {"paper": NetworkSettings()}
-"""``"paper"``: the published numbers; they never change."""
+@dataclass(frozen=True, kw_only=True)
+class BlockSettings(_Settings):
+    """Every number of the recommended imputation step.
+
+    Attributes
+    ----------
+    threshold
+        A zero is imputed above this dropout probability.
+    n_top
+        Correlated genes that stand side by side for each target gene.
+    n_components
+        Most components of the low rank.
+    n_folds
+        Parts of the non-zeros; each is hidden once, for the network to learn to predict it.
+    n_members
+        Networks that are averaged.
+    n_steps
+        Batches a network is trained on.
+    learning_rate
+        AdamW's learning rate at the first step; it falls as a cosine to 0.
+    """
+
+    threshold: float = 0.01
+    n_top: int = 5
+    n_components: int = 30
+    n_folds: int = 5
+    n_members: int = 1
+    n_steps: int = 300
+    learning_rate: float = 3e-3
+
+    def __post_init__(self) -> None:
+        self._check(
+            threshold=(0 <= self.threshold < 1, "0 <= threshold < 1"),
+            n_top=(self.n_top >= 1, "at least 1"),
+            n_components=(self.n_components >= 1, "at least 1"),
+            n_folds=(self.n_folds >= 2, "at least 2"),  # noqa: PLR2004
+            n_members=(self.n_members >= 1, "at least 1"),
+            n_steps=(self.n_steps >= 1, "at least 1"),
+            learning_rate=(self.learning_rate > 0, "above 0"),
+        )
 
 
-def resolve(preset: str, **overrides: Any) -> NetworkSettings:
+Settings = NetworkSettings | BlockSettings
+
+PRESETS: dict[str, Settings] = {"default": BlockSettings(), "paper": NetworkSettings()}
+"""``"default"``: what is recommended; ``"paper"``: the published numbers, which never change."""
+
+
+def resolve(preset: str, **overrides: Any) -> Settings:
     """The settings of a preset with the overrides that are not None; errors name what came and what is allowed."""
     if not isinstance(preset, str) or preset not in PRESETS:
         msg = f"preset={preset!r} is not known. Available: {sorted(PRESETS)}."
         raise ValueError(msg)
-    given = {name: value for name, value in overrides.items() if value is not None}
-    for field in fields(NetworkSettings):
-        if field.name in given:
-            kind: type = {"float": float, "int": int, "bool": bool}[str(field.type)]
-            given[field.name] = check_number(field.name, given[field.name], kind)
-    return NetworkSettings(**{**PRESETS[preset].as_dict(), **given})
+    settings = PRESETS[preset]
+    kinds = {field.name: {"float": float, "int": int, "bool": bool}[str(field.type)] for field in fields(settings)}
+    given = {}
+    for name, value in overrides.items():
+        if value is None:
+            continue
+        if name not in kinds:
+            owners = [other for other, of in PRESETS.items() if name in of.as_dict()]
+            msg = (
+                f"{name}={value!r} is not a setting of preset={preset!r}, which has {sorted(kinds)}; "
+                f"it is one of {owners}."
+            )
+            raise ValueError(msg)
+        given[name] = check_number(name, value, kinds[name])
+    return type(settings)(**{**settings.as_dict(), **given})
 
 
 def check_number(name: str, value: Any, kind: type, smallest: float | None = None) -> Any:

@@ -22,7 +22,7 @@ def imputed() -> ad.AnnData:
     import scanpy_cnnimpute as scnn
 
     adata = simulate()
-    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     scnn.pp.cnn_impute(adata, **QUICK)
     return adata
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).parent / "data"
 # Networks of this size train in a second.
-QUICK: dict[str, Any] = {"n_targets": 16, "max_epochs": 3, "verbose": False}
+QUICK: dict[str, Any] = {"preset": "paper", "n_targets": 16, "max_epochs": 3, "verbose": False}
 
 
 def simulate(n_cells: int = 60, n_genes: int = 50, seed: int = 0, activity_shape: float = 4.0) -> ad.AnnData:

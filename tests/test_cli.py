@@ -17,7 +17,8 @@ from helpers import assert_only_added, simulate
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute import _cli, _io
 
-QUICK = ["--n-targets", "16", "--max-epochs", "2", "--quiet"]
+GAMMA_NORMAL = ["--model", "gamma_normal"]
+QUICK = ["--preset", "paper", "--n-targets", "16", "--max-epochs", "2", "--quiet"]
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 
 def test_dropout_impute_evaluate(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     probable, imputed, table = (tmp_path / name for name in ("p.h5ad", "i.h5ad", "t.csv"))
-    assert _cli.main(["dropout", str(source), str(probable), "--cluster-key", "type", "--quiet"]) == 0
+    assert _cli.main(["dropout", str(source), str(probable), "--cluster-key", "type", *GAMMA_NORMAL, "--quiet"]) == 0
     assert _cli.main(["impute", str(probable), str(imputed), *QUICK]) == 0
     capsys.readouterr()
     evaluate = ["evaluate", str(imputed), "--label-key", "type", "--layers", "X", "cnn_imputed", "--csv", str(table)]
@@ -47,8 +48,8 @@ def test_dropout_impute_evaluate(source: Path, tmp_path: Path, capsys: pytest.Ca
     assert pd.read_csv(table, index_col=0).index.tolist() == ["X", "layer:cnn_imputed"]
 
     expected = simulate()
-    scnn.pp.dropout_prob(expected, cluster_key="type")
-    scnn.pp.cnn_impute(expected, n_targets=16, max_epochs=2)
+    scnn.pp.dropout_prob(expected, model="gamma_normal", cluster_key="type")
+    scnn.pp.cnn_impute(expected, preset="paper", n_targets=16, max_epochs=2)
     result = ad.read_h5ad(imputed)
     np.testing.assert_array_equal(result.layers["dropout_prob"], expected.layers["dropout_prob"])
     np.testing.assert_array_equal(result.layers["cnn_imputed"].toarray(), expected.layers["cnn_imputed"].toarray())
@@ -209,7 +210,6 @@ def test_warnings_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     full = scnn.datasets.five_cell_lines()
     monkeypatch.setattr(scnn.datasets, "five_cell_lines", full[:, :600].copy)
-    monkeypatch.setattr(_cli, "DEMO_EPOCHS", 1)
     output = tmp_path / "demo.h5ad"
     assert _cli.main(["demo", str(output), "--quiet"]) == 0
     printed = capsys.readouterr().out
@@ -221,7 +221,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
 def test_training_leaves_stderr_to_us(source: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scanpy_cnnimpute._cli", "impute", source, tmp_path / "out.h5ad"]
     run = subprocess.run(
-        [*map(str, command), "--cluster-key", "type", *QUICK], check=True, capture_output=True, text=True
+        [*map(str, command), "--cluster-key", "type", "--n-steps", "2", "--quiet"], check=True, capture_output=True, text=True
     )
     assert run.stderr == ""
     assert run.stdout == ""

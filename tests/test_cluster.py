@@ -43,7 +43,7 @@ def test_adp_on_the_reference_coordinates() -> None:
     coordinates = cells[["tsne1", "tsne2", "tsne3"]].to_numpy()
     adata = ad.AnnData(np.ones((len(cells), 1), np.float32), obsm={"X_r": coordinates})
     adata.obs_names = cells.index
-    scnn.tl.cluster(adata, use_rep="X_r")
+    scnn.tl.cluster(adata, method="adp", use_rep="X_r")
     assert (agreement(adata.obs["cnn_cluster"], cells["kmeans_cluster"]) > 0).sum() == 5
     record = adata.uns["cnn_cluster"]
     assert sorted(record["centers"]) == sorted(cells.index[cells["adp_center"]])
@@ -70,8 +70,8 @@ def test_writes_what_it_says(adata: ad.AnnData, method: str) -> None:
 
 def test_any_kind_of_matrix_gives_the_same_clusters(any_kind: ad.AnnData) -> None:
     expected = simulate()
-    scnn.tl.cluster(expected)
-    scnn.tl.cluster(any_kind)
+    scnn.tl.cluster(expected, method="adp")
+    scnn.tl.cluster(any_kind, method="adp")
     pd.testing.assert_series_equal(any_kind.obs["cnn_cluster"], expected.obs["cnn_cluster"])
     np.testing.assert_array_equal(any_kind.obsm["X_cnn_tsne"], expected.obsm["X_cnn_tsne"])
 
@@ -79,20 +79,20 @@ def test_any_kind_of_matrix_gives_the_same_clusters(any_kind: ad.AnnData) -> Non
 def test_copy_layer_and_key(adata: ad.AnnData) -> None:
     before = adata.copy()
     adata.X = sp.csr_matrix(adata.shape, dtype=np.float32)
-    copied = scnn.tl.cluster(adata, layer="twin", key_added="other", copy=True)
+    copied = scnn.tl.cluster(adata, method="adp", layer="twin", key_added="other", copy=True)
     assert "other" not in adata.obs
     assert "X_other_tsne" in copied.obsm
-    scnn.tl.cluster(before)
+    scnn.tl.cluster(before, method="adp")
     assert copied.obs["other"].tolist() == before.obs["cnn_cluster"].tolist()
 
 
 def test_another_method_replaces_its_own_and_nothing_else(adata: ad.AnnData) -> None:
-    scnn.tl.cluster(adata)
+    scnn.tl.cluster(adata, method="adp")
     scnn.tl.cluster(adata, method="kmeans", n_clusters=2)
     assert "X_cnn_tsne" not in adata.obsm
     adata.obsm["X_cnn_tsne"] = np.ones((60, 2))
     with pytest.raises(ValueError, match=r"adata.obsm\['X_cnn_tsne'\] would be overwritten"):
-        scnn.tl.cluster(adata)
+        scnn.tl.cluster(adata, method="adp")
     assert adata.uns["cnn_cluster"]["params"]["method"] == "kmeans"
     assert (adata.obsm["X_cnn_tsne"] == 1).all()
 
@@ -102,7 +102,7 @@ def test_empty_cells_and_genes_are_kept_without_a_cluster(adata: ad.AnnData) -> 
     x[[3, 7]] = 0
     x[:, 5] = 0
     adata.X = sp.csr_matrix(x)
-    scnn.tl.cluster(adata)
+    scnn.tl.cluster(adata, method="adp")
     missing = adata.obs["cnn_cluster"].isna().to_numpy()
     assert np.flatnonzero(missing).tolist() == [3, 7]
     assert np.isnan(adata.obsm["X_cnn_tsne"][missing]).all()
@@ -128,13 +128,13 @@ def test_refusals(adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match="n_clusters=61 is more than the 60 cells"):
         scnn.tl.cluster(adata, method="kmeans", n_clusters=61)
     with pytest.raises(ValueError, match="at least 1"):
-        scnn.tl.cluster(adata, n_clusters=0)
+        scnn.tl.cluster(adata, method="adp", n_clusters=0)
     with pytest.raises(TypeError, match="resolution='a' has type str, expected float"):
         scnn.tl.cluster(adata, method="leiden", resolution="a")
     with pytest.raises(ValueError, match="random_state=-1 is not allowed"):
         scnn.tl.cluster(adata, random_state=-1)
     with pytest.raises(TypeError, match="n_clusters='2' has type str, expected int"):
-        scnn.tl.cluster(adata, n_clusters="2")
+        scnn.tl.cluster(adata, method="adp", n_clusters="2")
     with pytest.raises(KeyError, match=r"use_rep='X_pca' is not in adata.obsm. Available: \['X_latent'\]"):
         scnn.tl.cluster(adata, use_rep="X_pca")
     adata.obsm["X_latent"][0, 0] = np.nan
@@ -155,8 +155,9 @@ for method in ("adp", "leiden"):
     digest.update(adata.obs[method].cat.codes.to_numpy().tobytes())
 digest.update(adata.obsm["X_adp_tsne"].tobytes())
 digest.update(adata.obsm["X_leiden_pca"].tobytes())
-scnn.pp.dropout_prob(adata, cluster_key="adp")
-digest.update(adata.layers["dropout_prob"].tobytes())
+for model in ("gamma_normal", "calibrated"):
+    scnn.pp.dropout_prob(adata, model=model, cluster_key="adp")
+    digest.update(adata.layers["dropout_prob"].tobytes())
 print(digest.hexdigest())
 """
 

@@ -35,7 +35,7 @@ def test_any_kind_of_matrix(any_kind: ad.AnnData) -> None:
     expected = simulate()
     run(expected)
     before = any_kind.copy()
-    scnn.pp.dropout_prob(any_kind, cluster_key="type", store="params")
+    scnn.pp.dropout_prob(any_kind, model="gamma_normal", cluster_key="type", store="params")
     both = any_kind.copy()
     run(any_kind)
     assert_only_added(both, any_kind, ADDED)
@@ -121,7 +121,7 @@ def test_everything_is_computed_when_nothing_is_there() -> None:
 
 
 def test_layer_and_parameters_give_the_same(adata: ad.AnnData) -> None:
-    scnn.pp.dropout_prob(adata, cluster_key="type", store="params")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", store="params")
     scnn.pp.cnn_impute(adata, **QUICK)
     adata.layers["own"] = scnn.get.dropout_prob(adata)
     status = adata.varm["dropout_prob_status"]
@@ -144,7 +144,7 @@ def test_a_layer_of_ones_own_without_clusters(adata: ad.AnnData, kind: Any) -> N
 
 
 def test_a_changed_layer_is_used(adata: ad.AnnData) -> None:
-    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     adata.layers["dropout_prob"][:, 5:] = 0
     scnn.pp.cnn_impute(adata, **QUICK)
     changed = (adata.layers["cnn_imputed"].toarray() != adata.X.toarray()).any(axis=0)
@@ -153,7 +153,7 @@ def test_a_changed_layer_is_used(adata: ad.AnnData) -> None:
 
 
 def test_a_stale_model_is_refused(adata: ad.AnnData) -> None:
-    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     counts = adata.X.copy()
     adata.X = adata.X[::-1].copy()
     with pytest.raises(ValueError, match="The counts are not those"):
@@ -167,7 +167,7 @@ def test_a_stale_model_is_refused(adata: ad.AnnData) -> None:
 
 
 def test_a_mistyped_key_is_announced(adata: ad.AnnData, caplog: pytest.LogCaptureFixture) -> None:
-    scnn.pp.dropout_prob(adata, cluster_key="type", key_added="dp")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", key_added="dp")
     with caplog.at_level(logging.WARNING, "scanpy_cnnimpute"):
         run(adata, dropout_key="dpp")
     assert "no dropout model is stored under 'dpp', fitting one; stored: ['dp']" in caplog.text
@@ -245,7 +245,7 @@ def test_refusals(adata: ad.AnnData) -> None:
     adata.layers["own"] = adata.X.copy()
     with pytest.raises(ValueError, match="no probabilities"):
         run(adata, dropout_key="own")
-    scnn.pp.dropout_prob(adata, cluster_key="type", store="params")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", store="params")
     with pytest.raises(ValueError, match="was fitted to layer=None, not to layer='twin'"):
         run(adata, layer="twin")
     adata.obs["other"] = adata.obs["type"]

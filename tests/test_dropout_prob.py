@@ -26,7 +26,7 @@ def added(key: str = "dropout_prob", *, layer: bool = True) -> set[tuple[str, st
 
 def test_writes_what_it_says(adata: ad.AnnData) -> None:
     before = adata.copy()
-    assert scnn.pp.dropout_prob(adata, cluster_key="type") is None
+    assert scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type") is None
     assert_only_added(before, adata, added())
     layer = adata.layers["dropout_prob"]
     assert layer.dtype == np.float32
@@ -42,31 +42,31 @@ def test_writes_what_it_says(adata: ad.AnnData) -> None:
 
 def test_any_kind_of_matrix_gives_the_same_bits(any_kind: ad.AnnData) -> None:
     expected = simulate()
-    scnn.pp.dropout_prob(expected, cluster_key="type")
+    scnn.pp.dropout_prob(expected, model="gamma_normal", cluster_key="type")
     before = any_kind.copy()
-    scnn.pp.dropout_prob(any_kind, cluster_key="type")
+    scnn.pp.dropout_prob(any_kind, model="gamma_normal", cluster_key="type")
     np.testing.assert_array_equal(any_kind.layers["dropout_prob"], expected.layers["dropout_prob"])
     assert_only_added(before, any_kind, added())
 
 
 def test_clusters_are_computed_when_there_are_none(adata: ad.AnnData) -> None:
     before = adata.copy()
-    scnn.pp.dropout_prob(adata)
+    scnn.pp.dropout_prob(adata, model="gamma_normal")
     clusters = {("obs", "cnn_cluster"), ("obsm", "X_cnn_tsne"), ("uns", "cnn_cluster")}
     assert_only_added(before, adata, added() | clusters)
 
 
 def test_store(adata: ad.AnnData, caplog: pytest.LogCaptureFixture) -> None:
-    scnn.pp.dropout_prob(adata, cluster_key="type", store="params")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", store="params")
     assert "dropout_prob" not in adata.layers
-    scnn.pp.dropout_prob(adata, cluster_key="type", store="layer", max_layer_bytes=1)
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", store="layer", max_layer_bytes=1)
     assert "dropout_prob" in adata.layers
     with caplog.at_level(logging.WARNING, "scanpy_cnnimpute"):
-        scnn.pp.dropout_prob(adata, cluster_key="type", max_layer_bytes=60 * 50 * 4 - 1)
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", max_layer_bytes=60 * 50 * 4 - 1)
     # The layer of the earlier call would not belong to these parameters.
     assert "dropout_prob" not in adata.layers
     assert "max_layer_bytes" in caplog.text
-    scnn.pp.dropout_prob(adata, cluster_key="type", max_layer_bytes=60 * 50 * 4)
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", max_layer_bytes=60 * 50 * 4)
     assert "dropout_prob" in adata.layers
 
 
@@ -84,7 +84,7 @@ def test_store(adata: ad.AnnData, caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_get_any_part(adata: ad.AnnData, cells: object, genes: object) -> None:
-    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     one = [[axis] if isinstance(axis, str) else axis for axis in (cells, genes)]
     expected = dense(adata[one[0], one[1]].layers["dropout_prob"])
     part = scnn.get.dropout_prob(adata, cells=cells, genes=genes)
@@ -97,24 +97,24 @@ def test_get_any_part(adata: ad.AnnData, cells: object, genes: object) -> None:
 
 def test_get_dask(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("dask.array")
-    scnn.pp.dropout_prob(adata, cluster_key="type")
-    monkeypatch.setattr("scanpy_cnnimpute._mixture_store.BLOCK_BYTES", 50 * 4 * 7)
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
+    monkeypatch.setattr("scanpy_cnnimpute._model_store.BLOCK_BYTES", 50 * 4 * 7)
     lazy = scnn.get.dropout_prob(adata, kind="dask")
     assert lazy.chunks[0] == (7,) * 8 + (4,)
     np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), adata.layers["dropout_prob"])
 
 
 def test_parameters_survive_dropping_genes_and_cells(adata: ad.AnnData) -> None:
-    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     part = adata[adata.obs["type"] == "b", 10:20].copy()
     np.testing.assert_array_equal(scnn.get.dropout_prob(part), part.layers["dropout_prob"])
 
 
 def test_blocks_do_not_change_the_layer(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     expected = adata.layers["dropout_prob"].copy()
-    monkeypatch.setattr("scanpy_cnnimpute._mixture_store.BLOCK_BYTES", 1)
-    scnn.pp.dropout_prob(adata, cluster_key="type")
+    monkeypatch.setattr("scanpy_cnnimpute._model_store.BLOCK_BYTES", 1)
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     np.testing.assert_array_equal(adata.layers["dropout_prob"], expected)
 
 
@@ -124,7 +124,7 @@ def test_cells_without_cluster_or_counts_have_no_dropouts(adata: ad.AnnData) -> 
     x = adata.X.toarray()
     x[2] = 0
     adata.X = sp.csr_matrix(x)
-    scnn.pp.dropout_prob(adata, cluster_key="some")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="some")
     assert (adata.layers["dropout_prob"][:3] == 0).all()
     assert adata.layers["dropout_prob"][3:].max() > 0.5
     assert adata.varm["dropout_prob_mu"].columns.tolist() == ["a", "b"]
@@ -132,7 +132,7 @@ def test_cells_without_cluster_or_counts_have_no_dropouts(adata: ad.AnnData) -> 
 
 def test_cluster_names_that_files_cannot_hold(adata: ad.AnnData) -> None:
     adata.obs["named"] = adata.obs["type"].cat.rename_categories({"a": "CD4/CD8", "b": "CD4|CD8"})
-    scnn.pp.dropout_prob(adata, cluster_key="named")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="named")
     assert adata.varm["dropout_prob_mu"].columns.tolist() == ["CD4|CD8", "CD4|CD8_"]
     assert list(adata.uns["dropout_prob"]["clusters"]) == ["CD4/CD8", "CD4|CD8"]
     np.testing.assert_array_equal(scnn.get.dropout_prob(adata), adata.layers["dropout_prob"])
@@ -140,14 +140,14 @@ def test_cluster_names_that_files_cannot_hold(adata: ad.AnnData) -> None:
 
 def test_numeric_clusters(adata: ad.AnnData) -> None:
     adata.obs["number"] = adata.obs["type"].cat.codes.astype(float)
-    scnn.pp.dropout_prob(adata, cluster_key="number")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="number")
     np.testing.assert_array_equal(scnn.get.dropout_prob(adata), adata.layers["dropout_prob"])
 
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
 def test_round_trip(adata: ad.AnnData, tmp_path: object, suffix: str) -> None:
     adata.obs["named"] = adata.obs["type"].cat.rename_categories({"a": "x/y"})
-    scnn.pp.dropout_prob(adata, cluster_key="named")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="named")
     path = f"{tmp_path}/a.{suffix}"
     getattr(adata, f"write_{suffix}")(path)
     back = getattr(ad, f"read_{suffix}")(path)
@@ -161,35 +161,35 @@ def test_round_trip(adata: ad.AnnData, tmp_path: object, suffix: str) -> None:
 
 
 def test_a_second_run_replaces_only_its_own(adata: ad.AnnData) -> None:
-    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     once = adata.copy()
-    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     np.testing.assert_array_equal(adata.layers["dropout_prob"], once.layers["dropout_prob"])
     adata.layers["mine"] = adata.X.copy()
     with pytest.raises(ValueError, match=r"adata.layers\['mine'\].* would be overwritten.*del adata.layers\['mine'\]"):
-        scnn.pp.dropout_prob(adata, cluster_key="type", key_added="mine")
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", key_added="mine")
     assert not any(name.startswith("mine_") for name in adata.varm)
 
 
 def test_foreign_keys_survive_a_second_run(adata: ad.AnnData) -> None:
-    scnn.pp.dropout_prob(adata, cluster_key="type", store="params")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", store="params")
     adata.layers["dropout_prob"] = adata.X.copy()  # the user's own, under our name
     with pytest.raises(ValueError, match=r"adata.layers\['dropout_prob'\] would be overwritten"):
-        scnn.pp.dropout_prob(adata, cluster_key="type")
-    scnn.pp.dropout_prob(adata[:, ::-1], cluster_key="type", key_added="other")
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
+    scnn.pp.dropout_prob(adata[:, ::-1], model="gamma_normal", cluster_key="type", key_added="other")
     np.testing.assert_array_equal(dense(adata.layers["dropout_prob"]), dense(adata.X))
 
 
 def test_keys_of_one_call_differ(adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match="key_added='type' is taken"):
-        scnn.pp.dropout_prob(adata, cluster_key="type", key_added="type")
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", key_added="type")
     with pytest.raises(ValueError, match="key_added='cnn_cluster' is taken"):
-        scnn.pp.dropout_prob(adata, key_added="cnn_cluster")
+        scnn.pp.dropout_prob(adata, model="gamma_normal", key_added="cnn_cluster")
     assert "cnn_cluster" not in adata.obs
 
 
 def test_get_refuses_counts_that_were_replaced(adata: ad.AnnData) -> None:
-    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     logged = adata.copy()
     logged.X = logged.X.log1p()
     with pytest.raises(ValueError, match=r"the totals of 60 cells differ from adata.obs"):
@@ -206,9 +206,9 @@ def test_get_refuses_counts_that_were_replaced(adata: ad.AnnData) -> None:
 
 
 def test_merged_data_need_a_new_model(adata: ad.AnnData) -> None:
-    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     other = simulate(seed=1)
-    scnn.pp.dropout_prob(other, cluster_key="type")
+    scnn.pp.dropout_prob(other, model="gamma_normal", cluster_key="type")
     merged = ad.concat([adata, other], merge="first", uns_merge="first", index_unique="-")
     with pytest.raises(ValueError, match=r"The clusters \['a', 'b'\] have more cells than the dropout model"):
         scnn.get.dropout_prob(merged)
@@ -218,7 +218,7 @@ def test_merged_data_need_a_new_model(adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match=r"of which only adata.obs.* is left, as after anndata.concat"):
         scnn.pp.cnn_impute(bare, verbose=False)
     with pytest.raises(ValueError, match=r"del adata.obs\['dropout_prob_library_size'\]"):
-        scnn.pp.dropout_prob(bare, cluster_key="type")
+        scnn.pp.dropout_prob(bare, model="gamma_normal", cluster_key="type")
     adata.obs["dropout_prob_cluster"] = adata.obs["dropout_prob_cluster"].cat.rename_categories({"a": "z"})
     with pytest.raises(ValueError, match=r"has clusters \['z'\] that the dropout model does not have"):
         scnn.get.dropout_prob(adata)
@@ -227,16 +227,16 @@ def test_merged_data_need_a_new_model(adata: ad.AnnData) -> None:
 def test_continuous_columns_are_no_clusters(adata: ad.AnnData) -> None:
     adata.obs["score"] = np.linspace(0, 1, 60)
     with pytest.raises(ValueError, match=r"adata.obs\['score'\] holds fractions"):
-        scnn.pp.dropout_prob(adata, cluster_key="score")
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="score")
     adata.obs["mixed"] = pd.Categorical([1, "1"] * 30)
     with pytest.raises(ValueError, match=r"same name as text: \['1'\]"):
-        scnn.pp.dropout_prob(adata, cluster_key="mixed")
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="mixed")
 
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
 def test_very_long_cluster_names(adata: ad.AnnData, tmp_path: object, suffix: str) -> None:
     adata.obs["long"] = adata.obs["type"].cat.rename_categories({"a": "\u00e4" * 300, "b": "\u00e4" * 301})
-    scnn.pp.dropout_prob(adata, cluster_key="long")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="long")
     getattr(adata, f"write_{suffix}")(f"{tmp_path}/a.{suffix}")
     back = getattr(ad, f"read_{suffix}")(f"{tmp_path}/a.{suffix}")
     np.testing.assert_array_equal(scnn.get.dropout_prob(back), adata.layers["dropout_prob"])
@@ -244,7 +244,7 @@ def test_very_long_cluster_names(adata: ad.AnnData, tmp_path: object, suffix: st
 
 def test_one_cell_and_two_cells(adata: ad.AnnData) -> None:
     adata.obs["tiny"] = pd.Categorical(["one", "two", "two"] + ["many"] * 57)
-    scnn.pp.dropout_prob(adata, cluster_key="tiny")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="tiny")
     status = adata.varm["dropout_prob_status"]
     # One cell has no spread to fit.
     assert set(status["one"]) <= {"no counts", "fit failed"}
@@ -266,22 +266,22 @@ def test_summary_tells_a_collapsed_gamma(imputed: ad.AnnData) -> None:
 
 
 def test_refusals(adata: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match=r"model='zinb' is not known. Available: \['gamma_normal'\]"):
+    with pytest.raises(ValueError, match=r"model='zinb' is not known. Available: \['calibrated', 'gamma_normal'\]"):
         scnn.pp.dropout_prob(adata, model="zinb")
     with pytest.raises(ValueError, match=r"store='disk' is not known"):
-        scnn.pp.dropout_prob(adata, store="disk")
+        scnn.pp.dropout_prob(adata, model="gamma_normal", store="disk")
     with pytest.raises(TypeError, match="max_layer_bytes='1GB' has type str, expected int"):
-        scnn.pp.dropout_prob(adata, max_layer_bytes="1GB")
+        scnn.pp.dropout_prob(adata, model="gamma_normal", max_layer_bytes="1GB")
     with pytest.raises(KeyError, match=r"cluster_key='leiden' is not in adata.obs. Available: \['type'\]"):
-        scnn.pp.dropout_prob(adata, cluster_key="leiden")
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="leiden")
     adata.obs["none"] = pd.Categorical([None] * 60, categories=["a"])
     with pytest.raises(ValueError, match="no cluster"):
-        scnn.pp.dropout_prob(adata, cluster_key="none")
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="none")
     with pytest.raises(ValueError, match="key_added='a/b' is not allowed"):
-        scnn.pp.dropout_prob(adata, cluster_key="type", key_added="a/b")
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", key_added="a/b")
     with pytest.raises(KeyError, match=r"No dropout model is stored under 'dropout_prob'. Stored: \[\]"):
         scnn.get.dropout_prob(adata)
-    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     with pytest.raises(KeyError, match="nonesuch"):
         scnn.get.dropout_prob(adata, genes=["nonesuch"])
     with pytest.raises(ValueError, match="kind='csr' is not known"):

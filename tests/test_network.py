@@ -170,7 +170,7 @@ def planted(n_cells: int = 240) -> tuple[np.ndarray, np.ndarray]:
 def test_recovers_planted_values_better_than_the_gene_mean() -> None:
     counts, hidden = planted()
     observed = np.where(hidden, 0.0, counts)
-    imputer = CNNImputer(n_targets=20, max_dropout=0, learning_rate=1e-3, max_epochs=60, verbose=False)
+    imputer = CNNImputer(preset="paper", n_targets=20, max_dropout=0, learning_rate=1e-3, max_epochs=60, verbose=False)
     imputed = imputer.fit_transform(observed, dropout=hidden.astype(float))
     means = np.broadcast_to(observed.sum(axis=0) / (observed > 0).sum(axis=0), counts.shape)
     error = np.mean((np.log1p(imputed[hidden]) - np.log1p(counts[hidden])) ** 2)
@@ -305,7 +305,7 @@ def test_load_refuses_what_is_no_imputer(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match=r"holds no readable CNNImputer: imputer.json is damaged"):
         CNNImputer.load(tmp_path)
     (tmp_path / "imputer.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="format 99; this version reads format 1"):
+    with pytest.raises(ValueError, match="format 99; this version reads format 2"):
         CNNImputer.load(tmp_path)
 
 
@@ -366,7 +366,7 @@ def test_status_of_what_cannot_be_predicted() -> None:
     assert set(status[:, 1]) == {"too few cells"}
     np.testing.assert_array_equal(imputed[:9], counts[:9])
     # Every gene a target of the one subset: there is none left to predict from.
-    alone = CNNImputer(n_targets=64, max_epochs=1, verbose=False)
+    alone = CNNImputer(preset="paper", n_targets=64, max_epochs=1, verbose=False)
     holes = np.where(np.eye(60)[:, :50] > 0, 0.0, counts + 1.0)
     np.testing.assert_array_equal(alone.fit_transform(holes), holes)
     assert set(np.array(STATUSES)[alone.status_].ravel()) == {"no input genes"}
@@ -389,7 +389,7 @@ def test_a_network_that_runs_away_changes_nothing(monkeypatch: pytest.MonkeyPatc
 def test_resolve() -> None:
     assert resolve("paper") == NetworkSettings()
     assert resolve("paper", n_top=np.int64(3), threshold=0, log=None) == NetworkSettings(n_top=3, threshold=0)
-    with pytest.raises(ValueError, match=r"preset='fast' is not known. Available: \['paper'\]"):
+    with pytest.raises(ValueError, match=r"preset='fast' is not known. Available: \['default', 'paper'\]"):
         resolve("fast")
     with pytest.raises(TypeError, match="n_targets='512' has type str, expected int"):
         resolve("paper", n_targets="512")

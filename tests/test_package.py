@@ -21,14 +21,15 @@ from anndata import AnnData
 
 import scanpy_cnnimpute as scnn
 
-PUBLIC = [
-    getattr(module, name)
-    for module in (scnn.pp, scnn.tl, scnn.get, scnn.datasets, scnn.metrics)
-    for name in module.__all__
-]
-ON_ADATA = [
-    function for module in (scnn.pp, scnn.tl, scnn.get) for function in map(module.__dict__.get, module.__all__)
-]
+
+
+def functions(*modules: Any) -> list[Any]:
+    found = [getattr(module, name) for module in modules for name in module.__all__]
+    return [function for function in found if inspect.isfunction(function)]
+
+
+PUBLIC = functions(scnn.pp, scnn.tl, scnn.get, scnn.datasets, scnn.metrics)
+ON_ADATA = functions(scnn.pp, scnn.tl, scnn.get)
 
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
 HEAVY = ("keras", "tensorflow", "torch", "jax", "umap", "matplotlib", "sklearn", "igraph", "leidenalg", "dask", "tqdm")
@@ -79,8 +80,8 @@ def test_docstrings_describe_every_parameter(function: Any) -> None:
 def test_copy_returns_and_leaves_alone(adata: AnnData) -> None:
     for call in (
         lambda: scnn.tl.cluster(adata, copy=True),
-        lambda: scnn.pp.dropout_prob(adata, cluster_key="type", copy=True),
-        lambda: scnn.pp.cnn_impute(adata, cluster_key="type", n_targets=16, max_epochs=1, copy=True),
+        lambda: scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", copy=True),
+        lambda: scnn.pp.cnn_impute(adata, cluster_key="type", n_steps=2, copy=True),
     ):
         before = set(adata.uns) | set(adata.obs) | set(adata.layers)
         copied = call()
@@ -91,7 +92,7 @@ def test_copy_returns_and_leaves_alone(adata: AnnData) -> None:
 
 def test_logging_says_what_was_written(adata: AnnData, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "scanpy_cnnimpute"):
-        scnn.pp.dropout_prob(adata, cluster_key="type")
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     assert "added varm['dropout_prob_rate']" in caplog.text
     assert "layers['dropout_prob']" in caplog.text
 

@@ -54,7 +54,7 @@ def test_mixture(name: str) -> None:
     adata = adata[:, seen >= FEWEST_CELLS[name]].copy()
     cells = table(name, "cells").set_index("cell").loc[adata.obs_names]
     adata.obs["reference"] = pd.Categorical(cells["kmeans_cluster"].astype(str))
-    scnn.pp.dropout_prob(adata, cluster_key="reference", store="params")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="reference", store="params")
     reference = table(name, "mixture").set_index(["gene", "cluster"])
     for cluster in adata.obs["reference"].cat.categories:
         theirs = reference.xs(int(cluster), level="cluster").reindex(adata.var_names)

@@ -8,10 +8,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._counts import check_adata, get_counts
-from .._mixture_store import block_slices, check_unchanged, load_mixture, probability_blocks, require_mixture
+from .._model_store import block_slices, check_unchanged, load_model, probability_blocks, require_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from .._model_store import StoredModel
 
 Kind = Literal["dense", "sparse", "dask"]
 
@@ -62,17 +64,17 @@ def dropout_prob(
     if kind not in get_args(Kind):
         msg = f"kind={kind!r} is not known. Available: {list(get_args(Kind))}."
         raise ValueError(msg)
-    require_mixture(adata, key)
+    require_model(adata, key)
     genes, cells = ([axis] if isinstance(axis, str) else axis for axis in (genes, cells))
     layer = adata.uns[key]["params"].get("layer")
     rows = adata[cells]
     check_unchanged(rows, key, get_counts(rows, layer, caller="get.dropout_prob", integers=False))
     part = rows[:, genes]
-    mixture, library_size, clusters = load_mixture(part, key)
+    stored = load_model(part, key)
     counts = get_counts(part, layer, caller="get.dropout_prob", integers=False)
     if kind == "dask":
-        return _dask(mixture, counts, library_size, clusters)
-    blocks = [block for _, block in probability_blocks(mixture, counts, library_size, clusters)]
+        return _dask(stored, counts)
+    blocks = [block for _, block in probability_blocks(stored, counts)]
     if kind == "sparse":
         return (
             sp.vstack([sp.csr_array(block) for block in blocks], format="csr") if blocks else sp.csr_array(part.shape)
@@ -80,7 +82,7 @@ def dropout_prob(
     return np.concatenate(blocks) if blocks else np.empty(part.shape, dtype=np.float32)
 
 
-def _dask(mixture: Any, counts: sp.csr_array, library_size: np.ndarray, clusters: np.ndarray) -> Any:
+def _dask(stored: StoredModel, counts: sp.csr_array) -> Any:
     try:
         import dask.array as da
         from dask import delayed
@@ -90,7 +92,7 @@ def _dask(mixture: Any, counts: sp.csr_array, library_size: np.ndarray, clusters
 
     blocks = [
         da.from_delayed(
-            delayed(mixture.probability)(counts[rows], library_size[rows], clusters[rows]),
+            delayed(stored.probability)(counts[rows], rows, slice(None)),
             shape=(rows.stop - rows.start, counts.shape[1]),
             dtype=np.float32,
         )

@@ -1,7 +1,30 @@
-"""Pure metrics on arrays."""
+"""Pure metrics on arrays, and what they compare with."""
 
 from __future__ import annotations
 
+from ._accuracy import gene_pcc, mse, pcc, poisson_deviance
+from ._baselines import BASELINES, baseline_estimates
+from ._calibration import auroc, brier_score, expected_calibration_error, reliability_curve
 from ._clusters import adjusted_rand_index, entropy, normalized_mutual_information, purity
+from ._holdout import MaskedCounts, mask_nonzeros, split_molecules, thin_counts
 
-__all__ = ["adjusted_rand_index", "entropy", "normalized_mutual_information", "purity"]
+__all__ = [
+    "BASELINES",
+    "MaskedCounts",
+    "adjusted_rand_index",
+    "auroc",
+    "baseline_estimates",
+    "brier_score",
+    "entropy",
+    "expected_calibration_error",
+    "gene_pcc",
+    "mask_nonzeros",
+    "mse",
+    "normalized_mutual_information",
+    "pcc",
+    "poisson_deviance",
+    "purity",
+    "reliability_curve",
+    "split_molecules",
+    "thin_counts",
+]

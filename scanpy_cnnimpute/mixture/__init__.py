@@ -1,7 +1,13 @@
-"""Gamma-normal mixture (equations 1 and 2 of the paper): arrays in, arrays out."""
+"""Dropout models, the paper's gamma-normal mixture and the calibrated one: arrays in, arrays out."""
 
 from __future__ import annotations
 
+from ._calibrated import (
+    CalibratedModel,
+    depth_efficiency,
+    fit_calibrated,
+    log_moments_of_missed,
+)
 from ._gamma_normal import (
     PARAMETERS,
     STATUSES,
@@ -16,8 +22,12 @@ __all__ = [
     "PARAMETERS",
     "STATUSES",
     "ZERO",
+    "CalibratedModel",
     "GammaNormalMixture",
+    "depth_efficiency",
+    "fit_calibrated",
     "fit_mixture",
     "gamma_normal_posterior",
     "log10_cpm",
+    "log_moments_of_missed",
 ]

@@ -89,7 +89,7 @@ class GammaNormalMixture:
         block[rows, genes] = _corrected_probability(x, self.parameters[genes, cluster], counted=True)
         return block
 
-    def take(self, genes: np.ndarray) -> GammaNormalMixture:
+    def take(self, genes: np.ndarray | slice) -> GammaNormalMixture:
         """The mixtures of some genes, in the order given."""
         return GammaNormalMixture(parameters=self.parameters[genes], status=self.status[genes])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ._conditional import ConditionalNetworks
 from ._imputer import CNNImputer
+from ._rate import ExpectedCounts, RateNetworks
 from ._tasks import STATUSES
 
-__all__ = ["STATUSES", "CNNImputer"]
+__all__ = ["STATUSES", "CNNImputer", "ConditionalNetworks", "ExpectedCounts", "RateNetworks"]

@@ -83,18 +83,20 @@ def cluster_codes(clusters: Any, n_cells: int, trained: list[str] | None = None)
     return np.array([*map(trained.index, names), -1])[given.codes], trained
 
 
-def trusted_genes(modelled: Mapping[str, np.ndarray] | None, names: list[str], n_genes: int) -> list[np.ndarray]:
+def gene_masks(
+    what: str, given: Mapping[str, np.ndarray] | None, names: list[str], n_genes: int, *, default: bool
+) -> list[np.ndarray]:
     """One mask of genes per cluster."""
-    if modelled is None:
-        return [np.ones(n_genes, dtype=bool)] * len(names)
-    missing = sorted(set(names) - set(modelled))
+    if given is None:
+        return [np.full(n_genes, default)] * len(names)
+    missing = sorted(set(names) - set(given))
     if missing:
-        msg = f"modelled has no entry for the clusters {some(missing)}."
+        msg = f"{what} has no entry for the clusters {some(missing)}."
         raise ValueError(msg)
-    masks = [np.asarray(modelled[name]) for name in names]
+    masks = [np.asarray(given[name]) for name in names]
     for name, mask in zip(names, masks, strict=True):
         if mask.dtype != bool or mask.shape != (n_genes,):
-            msg = f"modelled[{name!r}] has shape {mask.shape} and dtype {mask.dtype}, expected ({n_genes},) and bool."
+            msg = f"{what}[{name!r}] has shape {mask.shape} and dtype {mask.dtype}, expected ({n_genes},) and bool."
             raise ValueError(msg)
     return masks
 

@@ -1,4 +1,4 @@
-"""A fitted imputer as a folder: one ``.keras`` file per network and one JSON, all or nothing."""
+"""A fitted imputer as a folder: its networks, what they need, and one JSON, all or nothing."""
 
 from __future__ import annotations
 
@@ -8,23 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ._tasks import Task
-
 if TYPE_CHECKING:
-    from ..presets import NetworkSettings
+    from collections.abc import Callable
 
-FORMAT = 1
+FORMAT = 2
 DESCRIPTION = "imputer.json"
 
 
-def save(
-    path: Path, description: dict[str, Any], tasks: list[Task], settings: NetworkSettings, *, overwrite: bool
-) -> None:
-    """Write beside the destination, then rename."""
-    from ._model import build_network
-
+def save(path: Path, description: dict[str, Any], save_networks: Callable[[Path], Any], *, overwrite: bool) -> None:
+    """Write beside the destination, then rename; `save_networks` writes into a folder and says what is in it."""
     if path.exists() and not (overwrite and (path / DESCRIPTION).is_file()):
         msg = f"{path} exists. Pass overwrite=True to replace a saved imputer, or choose another folder."
         raise FileExistsError(msg)
@@ -34,15 +26,7 @@ def save(
     try:
         new = temporary / "new"
         new.mkdir()
-        networks = []
-        model = build_network(settings)
-        for task in tasks:
-            file = f"cluster{task.cluster:03d}_subset{task.subset:04d}.keras"
-            model.set_weights(task.weights)
-            model.save(new / file, include_optimizer=False)
-            genes = {"targets": task.targets.tolist(), "inputs": task.inputs.tolist()}
-            networks.append({"file": file, "cluster": task.cluster, "subset": task.subset, **genes})
-        content = {"format": FORMAT, **description, "networks": networks}
+        content = {"format": FORMAT, **description, "networks": save_networks(new)}
         (new / DESCRIPTION).write_text(json.dumps(content), encoding="utf-8")
         if path.exists():
             path.rename(temporary / "old")
@@ -51,8 +35,8 @@ def save(
         shutil.rmtree(temporary)
 
 
-def load(path: Path) -> tuple[dict[str, Any], list[Task]]:
-    """The description and the networks."""
+def load(path: Path) -> dict[str, Any]:
+    """The description."""
     file = path / DESCRIPTION
     if not file.is_file():
         msg = f"{path} holds no saved CNNImputer: {DESCRIPTION} is missing."
@@ -65,16 +49,4 @@ def load(path: Path) -> tuple[dict[str, Any], list[Task]]:
     if description.get("format") != FORMAT:
         msg = f"{path} has format {description.get('format')!r}; this version reads format {FORMAT}."
         raise ValueError(msg)
-    from keras.saving import load_model
-
-    tasks = [
-        Task(
-            cluster=entry["cluster"],
-            subset=entry["subset"],
-            targets=np.array(entry["targets"], dtype=np.int64),
-            inputs=np.array(entry["inputs"], dtype=np.int64),
-            weights=load_model(path / entry["file"], compile=False).get_weights(),
-        )
-        for entry in description["networks"]
-    ]
-    return description, tasks
+    return description

@@ -1,4 +1,4 @@
-"""The estimator: plan, train and predict, cluster by cluster and subset by subset."""
+"""The estimator: one front for the networks of every preset."""
 
 from __future__ import annotations
 
@@ -8,53 +8,66 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from ..presets import check_number, resolve
-from . import _arrays, _files, _inputs
-from ._tasks import IMPUTED, NO_INPUTS, TRAINING_FAILED, Plan, Task, plan
+from ..presets import BlockSettings, check_number, resolve
+from . import _arrays, _files
+from ._blocks import BlockNetworks
+from ._conditional import ConditionalNetworks
+from ._published import PublishedNetworks
+from ._rate import RateNetworks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from tqdm import tqdm
-
     from ._arrays import Predicted
+    from ._blocks import Estimate
     from ._inputs import DropoutBlock
-    from ._model import Network
+    from ._rate import ExpectedCounts
+
+    Networks = PublishedNetworks | ConditionalNetworks | RateNetworks
 
 
 class CNNImputer:
-    """Predict probable dropouts with one convolutional network per cluster and subset of target genes.
+    """Predict probable dropouts with convolutional networks from correlated genes.
 
     Parameters
     ----------
     preset
-        Named set of values for the settings below that are not given.
+        ``"default"``: one network for all cells and genes. ``"paper"``: one network per cluster and subset of target
+        genes. Each has its own settings; those not given have the preset's values.
     threshold
-        A zero is predicted where its dropout probability is above this value.
-    n_targets
-        Target genes of one network.
+        A zero is predicted where its dropout probability is above this value (paper: 0.5).
     n_top
-        Input genes for each target gene.
-    max_dropout
-        Largest share of the cells of a cluster in which an input gene may be called a dropout.
-    log
-        Train on log1p(counts) rather than on counts.
+        Input genes for each target gene (5).
     learning_rate
-        Adam's learning rate (1e-4).
+        Adam's learning rate (default: 3e-3 at the first step; paper: 1e-4).
+    n_components
+        Default only: most components of the low rank; fewer for fewer than ten cells each (30).
+    n_folds
+        Default only: parts of the non-zeros, each of which is hidden once (5).
+    n_members
+        Default only: networks that are averaged (1).
+    n_steps
+        Default only: batches that a network is trained on (300).
+    n_targets
+        Paper only: target genes of one network (512).
+    max_dropout
+        Paper only: largest share of a cluster's cells in which an input gene may be called a dropout (0.5).
+    log
+        Paper only: train on log1p(counts) rather than on counts (True).
     batch_size
-        Cells in a training batch (32).
+        Paper only: cells in a training batch (32).
     max_epochs
-        Most epochs a network is trained for (150).
+        Paper only: most epochs a network is trained for (150).
     patience
-        Epochs without a better validation loss before training stops (5).
+        Paper only: epochs without a better validation loss before training stops (5).
     validation_fraction
-        Share of the cells of a cluster kept for the validation loss (0.1).
+        Paper only: share of the cells of a cluster kept for the validation loss (0.1).
     random_state
         Seed; every network draws from a stream of its own.
     keep_models
-        Keep the weights (44 MB for each network of the paper's size), as :meth:`transform` and :meth:`save` need.
+        Keep the weights (paper: 44 MB for each network), as :meth:`transform` and :meth:`save` need.
     verbose
-        Show a progress bar over the networks in a terminal.
+        Show a progress bar in a terminal.
 
     Attributes
     ----------
@@ -63,18 +76,21 @@ class CNNImputer:
     status_
         ``(n_genes, n_clusters)`` int8, positions in :data:`scanpy_cnnimpute.network.STATUSES`.
     history_
-        One dict per network: ``cluster``, ``subset``, ``n_targets``, ``n_inputs``, ``loss``, ``val_loss`` per epoch.
+        One dict per network: ``cluster``, ``subset``, ``n_targets``, ``n_inputs``, ``loss``, ``val_loss`` per epoch,
+        or per check of the validation loss with the default preset, of which the first is before any training.
 
     Notes
     -----
-    The paper, "CNN-based model construction". Values are counts on the way in and on the way out.
+    The paper, "CNN-based model construction", for ``preset="paper"``. Values are counts on the way in and on the way
+    out. The default predicts what a count is, given that it is not zero; see
+    :class:`scanpy_cnnimpute.network.ConditionalNetworks`.
 
     Examples
     --------
     >>> import numpy as np
     >>> from scanpy_cnnimpute import CNNImputer
     >>> counts = np.random.default_rng(0).poisson(1.0, size=(40, 12))
-    >>> imputer = CNNImputer(n_targets=4, max_dropout=1, max_epochs=2, verbose=False)
+    >>> imputer = CNNImputer(n_steps=2, verbose=False)
     >>> imputed = imputer.fit(counts).transform(counts)
     >>> bool((imputed[counts > 0] == counts[counts > 0]).all())
     True
@@ -83,13 +99,17 @@ class CNNImputer:
     def __init__(
         self,
         *,
-        preset: str = "paper",
+        preset: str = "default",
         threshold: float | None = None,
-        n_targets: int | None = None,
         n_top: int | None = None,
+        learning_rate: float | None = None,
+        n_components: int | None = None,
+        n_folds: int | None = None,
+        n_members: int | None = None,
+        n_steps: int | None = None,
+        n_targets: int | None = None,
         max_dropout: float | None = None,
         log: bool | None = None,
-        learning_rate: float | None = None,
         batch_size: int | None = None,
         max_epochs: int | None = None,
         patience: int | None = None,
@@ -101,20 +121,25 @@ class CNNImputer:
         self.settings = resolve(
             preset,
             threshold=threshold,
-            n_targets=n_targets,
             n_top=n_top,
+            learning_rate=learning_rate,
+            n_components=n_components,
+            n_folds=n_folds,
+            n_members=n_members,
+            n_steps=n_steps,
+            n_targets=n_targets,
             max_dropout=max_dropout,
             log=log,
-            learning_rate=learning_rate,
             batch_size=batch_size,
             max_epochs=max_epochs,
             patience=patience,
             validation_fraction=validation_fraction,
         )
+        self.preset = preset
         self.random_state = check_number("random_state", random_state, int, 0)
         self.keep_models = keep_models
         self.verbose = verbose
-        self._tasks: list[Task] | None = None
+        self._networks: Networks | None = None
 
     def fit(
         self,
@@ -138,7 +163,7 @@ class CNNImputer:
             ``(n_cells,)`` names; ``None`` among them leaves a cell out. Default: one cluster.
         modelled
             For each cluster, ``(n_genes,)`` bool: genes whose dropout probabilities mean something there. The others
-            are neither targets nor inputs. Default: all.
+            are not predicted, and with ``preset="paper"`` no inputs either. Default: all.
         genes
             ``(n_genes,)`` names. Default: their positions.
 
@@ -163,12 +188,48 @@ class CNNImputer:
         dropout: Any = None,
         clusters: Sequence[Any] | None = None,
         modelled: Mapping[str, np.ndarray] | None = None,
+        no_gain: Mapping[str, np.ndarray] | None = None,
         genes: Sequence[str] | None = None,
+        expected: ExpectedCounts | None = None,
+        estimate: Estimate | None = None,
+        return_std: bool = False,
     ) -> Any:
-        """Train the networks and impute the same cells, one network at a time; see :meth:`fit`, :meth:`transform`."""
+        """Train the networks and impute the same cells; see :meth:`fit`, :meth:`transform`.
+
+        Parameters
+        ----------
+        X, dropout, clusters, modelled, genes
+            As in :meth:`fit`.
+        no_gain
+            Default preset: for each cluster, ``(n_genes,)`` bool: genes that are to stay as they are, with that
+            status.
+        expected
+            Default preset: train :class:`~scanpy_cnnimpute.network.RateNetworks` with these instead of
+            :class:`~scanpy_cnnimpute.network.ConditionalNetworks`; needs `estimate`.
+        estimate
+            Default preset: what to make of the predictions; takes the vectors cells, genes, predictions and dropout
+            probabilities, returns counts and standard deviations. Default: the predictions.
+        return_std
+            Default preset: also return the standard deviations.
+
+        Returns
+        -------
+        As :meth:`transform`.
+        """
+        self._check_estimates(no_gain=no_gain, expected=expected, estimate=estimate, return_std=return_std or None)
         counts = _arrays.checked_counts(X)
-        run = self._run(counts, dropout=dropout, clusters=clusters, modelled=modelled, genes=genes)
-        return _arrays.assemble(X, counts, run)
+        run = self._run(
+            counts,
+            dropout=dropout,
+            clusters=clusters,
+            modelled=modelled,
+            genes=genes,
+            no_gain=no_gain,
+            expected=expected,
+            estimate=estimate,
+        )
+        imputed = _arrays.assemble(X, counts, run)
+        return (imputed, self._std(X, counts.shape, np.arange(counts.shape[1]))) if return_std else imputed
 
     def transform(
         self,
@@ -177,6 +238,7 @@ class CNNImputer:
         dropout: Any = None,
         clusters: Sequence[Any] | None = None,
         genes: Sequence[str] | None = None,
+        return_std: bool = False,
     ) -> Any:
         """Impute cells that have the genes of the training data.
 
@@ -185,18 +247,21 @@ class CNNImputer:
         X
             ``(n_cells, n_genes)`` counts, dense or sparse.
         dropout
-            As in :meth:`fit`. Default: every zero of a gene that was a target in the cell's cluster is missing,
-            which is what the gamma-normal model says.
+            As in :meth:`fit`. Default: every zero of a gene that was imputed in the cell's cluster is missing.
         clusters
             Names out of ``clusters_``; ``None`` among them leaves a cell as it is. Default: the cluster with the most
             correlated mean profile.
         genes
             Names, in any order. Default: those of the training data, in their order.
+        return_std
+            Default preset: also return the standard deviations.
 
         Returns
         -------
         The counts with the missing entries predicted: dense if `X` is dense, else CSR. Non-zero counts are
-        bit-identical; the dtype is `X`'s, or the floating point type that holds its values and float32.
+        bit-identical; the dtype is `X`'s, or the floating point type that holds its values and float32. With
+        ``return_std=True`` a pair: these and, dense or CSR, the standard deviations of log1p of the predicted entries,
+        0 elsewhere, float32.
 
         Raises
         ------
@@ -205,12 +270,12 @@ class CNNImputer:
         ValueError
             If genes are missing or unknown, named in the message, or a cluster is unknown.
         """
-        from ._model import Network
-
-        if self._tasks is None:
+        self._check_estimates(return_std=return_std or None)
+        if self._networks is None:
             msg = "This CNNImputer is not fitted; call fit() first."
             raise RuntimeError(msg)
-        if not self.keep_models:
+        # Rate networks know the cells that they were trained on, and no others.
+        if not self.keep_models or isinstance(self._networks, RateNetworks):
             msg = "This CNNImputer did not keep its networks; create it with keep_models=True."
             raise RuntimeError(msg)
         counts = _arrays.checked_counts(X)
@@ -223,25 +288,14 @@ class CNNImputer:
             codes = np.where(seen, _arrays.nearest_profile(aligned, self._profiles), -1)
         else:
             codes, _ = _arrays.cluster_codes(clusters, counts.shape[0], self.clusters_)
-        network = Network(self.settings) if self._tasks else None
-        parts = []
-        for cluster in np.unique(codes[codes >= 0]):
-            cells = np.flatnonzero(codes == cluster)
-            values = self._values(aligned[cells])
-            by_gene = values.tocsc()
-            found = []
-            for task in self._tasks:
-                if network is None or task.cluster != cluster:
-                    continue
-                network.model.set_weights(task.weights)
-                missing = _inputs.missing_entries(by_gene, cells, task.targets, block, self.settings.threshold)
-                predicted, _ = self._predict(network, task, values, missing)
-                found.append((order[task.targets], predicted))
-            parts.append((cells, found))
-        return _arrays.assemble(X, counts, parts)
+        parts = self._networks.fill(aligned, codes, block)
+        imputed = _arrays.assemble(
+            X, counts, ((cells, [(order[targets], values) for targets, values in found]) for cells, found in parts)
+        )
+        return (imputed, self._std(X, counts.shape, order)) if return_std else imputed
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write one ``.keras`` file per network and one JSON into a folder, completely or not at all.
+        """Write one ``.keras`` file per network, one JSON and what else they need into a folder, or nothing.
 
         Parameters
         ----------
@@ -257,10 +311,11 @@ class CNNImputer:
         RuntimeError
             If the imputer is not fitted or did not keep its networks.
         """
-        if self._tasks is None or not self.keep_models:
+        if self._networks is None or not self.keep_models or isinstance(self._networks, RateNetworks):
             msg = "Only a fitted CNNImputer with keep_models=True can be saved."
             raise RuntimeError(msg)
         description = {
+            "preset": self.preset,
             "settings": self.settings.as_dict(),
             "random_state": self.random_state,
             "genes": self.genes_,
@@ -269,7 +324,7 @@ class CNNImputer:
             "status": self.status_.tolist(),
             "history": self.history_,
         }
-        _files.save(Path(path), description, self._tasks, self.settings, overwrite=overwrite)
+        _files.save(Path(path), description, self._networks.save, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> CNNImputer:
@@ -291,115 +346,75 @@ class CNNImputer:
         ValueError
             If it was written in a format that this version does not read.
         """
-        description, tasks = _files.load(Path(path))
-        imputer = cls(**description["settings"], random_state=description["random_state"])
+        path = Path(path)
+        description = _files.load(path)
+        imputer = cls(preset=description["preset"], **description["settings"], random_state=description["random_state"])
         imputer.genes_ = description["genes"]
         imputer.clusters_ = description["clusters"]
         imputer._profiles = np.array(description["profiles"])
         imputer.status_ = np.array(description["status"], dtype=np.int8)
         imputer.history_ = description["history"]
-        imputer._tasks = tasks
+        networks = imputer._new_networks()
+        if not isinstance(networks, RateNetworks):
+            networks.load(path, description["networks"])
+        networks.status = imputer.status_
+        imputer._networks = networks
         return imputer
 
-    def _run(
-        self, counts: sp.csr_array, *, dropout: Any, clusters: Any, modelled: Any, genes: Any
-    ) -> Iterator[tuple[np.ndarray, list[Predicted]]]:
-        """Plan and train all networks; yields the cells of each cluster and what its networks predict for them."""
-        from tqdm.auto import tqdm
+    def _new_networks(self, expected: ExpectedCounts | None = None) -> Networks:
+        if isinstance(self.settings, BlockSettings):
+            if expected is not None:
+                return RateNetworks(self.settings, self.random_state, expected)
+            return ConditionalNetworks(self.settings, self.random_state)
+        return PublishedNetworks(self.settings, self.random_state, keep_models=self.keep_models)
 
+    def _check_estimates(self, **given: Any) -> None:
+        for name, value in given.items():
+            if value is not None and not isinstance(self.settings, BlockSettings):
+                msg = f"{name} needs preset='default'; this is preset={self.preset!r}."
+                raise ValueError(msg)
+
+    def _run(
+        self,
+        counts: sp.csr_array,
+        *,
+        dropout: Any,
+        clusters: Any,
+        modelled: Any,
+        genes: Any,
+        no_gain: Any = None,
+        expected: ExpectedCounts | None = None,
+        estimate: Estimate | None = None,
+    ) -> Iterator[tuple[np.ndarray, list[Predicted]]]:
+        """Train all networks; yields cells and what the networks predict for them."""
         n_cells, n_genes = counts.shape
         genes = _arrays.gene_names(genes, n_genes)
         codes, names = _arrays.cluster_codes(clusters, n_cells)
         codes[np.diff(counts.indptr) == 0] = -1  # a cell without counts teaches nothing
-        block = _arrays.dropout_block(dropout, counts.shape, np.arange(n_genes))
-        members = [np.flatnonzero(codes == cluster) for cluster in range(len(names))]
-        trusted = _arrays.trusted_genes(modelled, names, n_genes)
-        plans = [
-            plan(name, cells, counts, block, known, self.settings)
-            for name, cells, known in zip(names, members, trusted, strict=True)
-        ]
+        block: DropoutBlock = _arrays.dropout_block(dropout, counts.shape, np.arange(n_genes))
+        trusted = _arrays.gene_masks("modelled", modelled, names, n_genes, default=True)
+        closed = _arrays.gene_masks("no_gain", no_gain, names, n_genes, default=False)
+        self._networks = None
         self.genes_, self.clusters_ = genes, names
-        self.status_ = np.stack([status for _, status in plans], axis=1)
-        self.history_: list[dict[str, Any]] = []
-        self._profiles = np.stack([_arrays.mean_profile(counts[cells]) for cells in members])
-        self._tasks = None
+        self._profiles = np.stack(
+            [_arrays.mean_profile(counts[np.flatnonzero(codes == cluster)]) for cluster in range(len(names))]
+        )
+        networks = self._new_networks(expected)
+        if isinstance(networks, BlockNetworks):
+            yield from networks.fit_fill(
+                counts, codes, names, trusted, block, closed=closed, estimate=estimate, verbose=self.verbose
+            )
+        else:
+            yield from networks.fit_fill(counts, codes, names, trusted, block, verbose=self.verbose)
+        self.status_, self.history_ = networks.status, networks.history
+        self._networks = networks
 
-        tasks: list[Task] = []
-        total = sum(len(planned.subsets) for planned, _ in plans)
-        silent = None if self.verbose else True
-        with tqdm(total=total, desc="cnnImpute networks", unit="network", disable=silent) as bar:
-            network: Network | None = None
-            for cluster, (planned, _) in enumerate(plans):
-                if planned.subsets and network is None:
-                    from ._model import Network
-
-                    network = Network(self.settings)
-                yield (
-                    members[cluster],
-                    self._run_cluster(cluster, members[cluster], counts, planned, block, network, tasks, bar),
-                )
-        self._tasks = tasks
-
-    def _run_cluster(
-        self,
-        cluster: int,
-        cells: np.ndarray,
-        counts: sp.csr_array,
-        planned: Plan,
-        block: DropoutBlock,
-        network: Network | None,
-        tasks: list[Task],
-        bar: tqdm[Any],
-    ) -> list[Predicted]:
-        """Train the networks of a cluster one after the other; appends to `tasks`, returns what they predict."""
-        values = self._values(counts[cells])
-        by_gene = values.tocsc()
-        found = []
-        for number, targets in enumerate(planned.subsets):
-            inputs = _inputs.select_inputs(by_gene, targets, planned.candidates, self.settings.n_top)
-            if network is None or not inputs.size:
-                self.status_[targets, cluster] = NO_INPUTS
-                bar.update()
-                continue
-            task = Task(cluster=cluster, subset=number, targets=targets, inputs=inputs)
-            missing = _inputs.missing_entries(by_gene, cells, targets, block, self.settings.threshold)
-            losses = self._train(network, task, values, by_gene, missing)
-            predicted, finite = self._predict(network, task, values, missing)
-            self.status_[targets, cluster] = np.where(finite, IMPUTED, TRAINING_FAILED)
-            sizes = {"n_targets": int(targets.size), "n_inputs": int(inputs.size)}
-            self.history_.append({"cluster": self.clusters_[cluster], "subset": number, **sizes, **losses})
-            if self.keep_models:
-                task.weights = network.model.get_weights()
-            tasks.append(task)
-            found.append((targets, predicted))
-            bar.update()
-        return found
-
-    def _train(
-        self, network: Network, task: Task, values: sp.csr_array, by_gene: sp.csc_array, missing: np.ndarray
-    ) -> dict[str, list[float]]:
-        from ._model import MASK
-        from ._training import train
-
-        targets = by_gene[:, task.targets].toarray()
-        targets[missing] = MASK
-        seed = np.random.SeedSequence(self.random_state, spawn_key=(task.cluster, task.subset))
-        return train(network, values[:, task.inputs], targets, self.settings, seed)
-
-    def _predict(
-        self, network: Network, task: Task, values: sp.csr_array, missing: np.ndarray
-    ) -> tuple[sp.csr_array, np.ndarray]:
-        """Predicted counts of the missing entries (cells x targets), and which targets were predicted finitely."""
-        from ._training import predict
-
-        predicted = predict(network.model, values[:, task.inputs], self.settings)[:, : task.targets.size]
-        # A network that runs away gives infinite counts: such genes stay as they are.
-        with np.errstate(over="ignore"):
-            predicted = np.maximum(np.expm1(predicted) if self.settings.log else predicted, 0.0)
-        finite = np.isfinite(predicted).all(axis=0)
-        return sp.csr_array(np.where(missing & finite, predicted, np.float32(0))), finite
-
-    def _values(self, counts: sp.csr_array) -> sp.csr_array:
-        """What the networks see: log1p(counts), or counts, float32."""
-        values = counts.astype(np.float32)
-        return values.log1p() if self.settings.log else values
+    def _std(self, X: Any, shape: tuple[int, int], order: np.ndarray) -> Any:
+        """Standard deviations of the last cells that were imputed, in the columns of the user."""
+        assert isinstance(self._networks, BlockNetworks)  # noqa: S101 - checked when it was asked for
+        parts = [(cells, [(order, values)]) for cells, values in self._networks.deviations]
+        nothing = sp.csr_array(shape, dtype=np.float32)
+        kind = np.empty(shape, dtype=np.float32) if isinstance(X, np.ndarray) else X[:0].astype(np.float32)
+        if isinstance(X, np.ndarray):
+            kind[:] = 0
+        return _arrays.assemble(kind, nothing, parts)

@@ -23,10 +23,11 @@ STATUSES = (
     "too few cells",
     "no input genes",
     "training failed",
+    "no gain",
 )
 """What happened to a gene in a cluster; the codes are the positions. Only ``"imputed"`` changes values."""
 
-IMPUTED, NOTHING_MISSING, NOT_MODELLED, TOO_FEW_CELLS, NO_INPUTS, TRAINING_FAILED = range(len(STATUSES))
+IMPUTED, NOTHING_MISSING, NOT_MODELLED, TOO_FEW_CELLS, NO_INPUTS, TRAINING_FAILED, NO_GAIN = range(len(STATUSES))
 
 # Nine cells to learn from and one to validate on.
 FEWEST_CELLS = 10

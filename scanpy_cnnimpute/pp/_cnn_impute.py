@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,28 +12,47 @@ import scipy.sparse as sp
 from .._counts import check_adata, get_counts, layer_names, raw_matrix
 from .._logging import logger
 from .._matrix import check_probabilities
-from .._mixture_store import check_unchanged, has_mixture, load_mixture, stored_keys, stored_mixtures
+from .._model_store import all_keys, check_unchanged, has_model, load_model, stored_models
 from .._results import Results, check_keys, cluster_codes, column_names
-from ..network import STATUSES, CNNImputer
+from ..mixture import CalibratedModel, fit_calibrated
+from ..network import STATUSES, CNNImputer, ExpectedCounts
+from ..presets import check_number
 from ._dropout_prob import DEFAULT_CLUSTER_KEY, dropout_prob
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
+
+    from .._model_store import StoredModel
+    from ._dropout_prob import Model
+
+Estimate = Literal["posterior_mean", "conditional"]
+CONDITIONAL_THRESHOLD = 0.5
+# Standard errors. A gene that the model and the cluster's mean predict alike is better imputed than left at zero.
+GATE = 2.0
 
 
 def cnn_impute(
     adata: AnnData,
     *,
-    preset: str = "paper",
+    preset: str = "default",
     layer: str | None = None,
     dropout_key: str = "dropout_prob",
     cluster_key: str | None = None,
+    estimate: Estimate | None = None,
+    gate: bool | None = None,
+    return_std: bool = False,
     threshold: float | None = None,
-    n_targets: int | None = None,
     n_top: int | None = None,
+    learning_rate: float | None = None,
+    n_components: int | None = None,
+    n_folds: int | None = None,
+    n_members: int | None = None,
+    n_steps: int | None = None,
+    n_targets: int | None = None,
     max_dropout: float | None = None,
     log: bool | None = None,
-    learning_rate: float | None = None,
     batch_size: int | None = None,
     max_epochs: int | None = None,
     patience: int | None = None,
@@ -49,41 +69,63 @@ def cnn_impute(
     adata
         Annotated data with raw counts.
     preset
-        Named set of values for the settings below that are not given. ``"paper"``: the published numbers.
+        ``"default"``: what is recommended, one network for all cells. ``"paper"``: the published procedure with the
+        published numbers, networks per cluster and subset of genes. The settings below that are not given have the
+        preset's values.
     layer
         Layer with the counts. Default: `X`.
     dropout_key
-        Where :func:`~scanpy_cnnimpute.pp.dropout_prob` stored its results; it is run first if nothing is there. If
-        there is a layer with this name, its probabilities are used, also if you changed them or made them yourself.
+        Where :func:`~scanpy_cnnimpute.pp.dropout_prob` stored its results; it is run first if nothing is there, with
+        the preset's model. If there is a layer with this name, its probabilities are used, also if you changed them
+        or made them yourself.
     cluster_key
-        Column of `.obs` with clusters; networks are trained in each. Default: the clusters of the dropout model; for
-        a dropout layer of your own ``"cnn_cluster"`` if it is there, else all cells together.
+        Column of `.obs` with clusters. Default: the clusters of the dropout model; for a dropout layer of your own
+        ``"cnn_cluster"`` if it is there, else all cells together. The paper trains networks in each; the default
+        uses them for the gate and for the report.
+    estimate
+        ``"posterior_mean"``: what a zero is worth on average, its dropout probability times what would be there, on
+        the scale of log1p(CP10k); needs a calibrated dropout model. ``"conditional"``: what the network predicts a
+        count to be if it is not zero. Default: the first where it is possible, the second with ``preset="paper"``.
+    gate
+        Leave a gene as it is in the clusters where held-out molecules were predicted worse than by the cluster's mean,
+        by more than two standard errors. Default: where the dropout model knows, not with ``preset="paper"``.
+    return_std
+        Default preset: also write the standard deviations.
     threshold
-        A zero is imputed where its dropout probability is above this value (paper: 0.5).
-    n_targets
-        Target genes of one network (512).
+        A zero is imputed where its dropout probability is above this value (0.5; posterior mean: 0.01, what is
+        rarer stays zero and keeps sparse data sparse).
     n_top
         Input genes chosen for each target gene (5).
-    max_dropout
-        Largest share of the cells of a cluster in which an input gene may be called a dropout (0.5).
-    log
-        Train on log1p(counts) (``True``) or on counts, the paper's cnnImpute_nl (``False``).
     learning_rate
-        Adam's learning rate (1e-4).
+        Adam's learning rate (default: 3e-3 at the first step; paper: 1e-4).
+    n_components
+        Default only: most components of the low rank; fewer for fewer than ten cells each (30).
+    n_folds
+        Default only: parts of the non-zeros, each of which is hidden once (5).
+    n_members
+        Default only: networks that are averaged (1).
+    n_steps
+        Default only: batches that a network is trained on (300).
+    n_targets
+        Paper only: target genes of one network (512).
+    max_dropout
+        Paper only: largest share of a cluster's cells in which an input gene may be called a dropout (0.5).
+    log
+        Paper only: train on log1p(counts) (``True``) or on counts, the paper's cnnImpute_nl (``False``).
     batch_size
-        Cells in a training batch (32).
+        Paper only: cells in a training batch (32).
     max_epochs
-        Most epochs a network is trained for (150).
+        Paper only: most epochs a network is trained for (150).
     patience
-        Epochs without a better validation loss before training stops (5).
+        Paper only: epochs without a better validation loss before training stops (5).
     validation_fraction
-        Share of the cells of a cluster kept for the validation loss (0.1).
+        Paper only: share of the cells of a cluster kept for the validation loss (0.1).
     random_state
         Seed; every network draws from a stream of its own.
     key_added
         Key of the results.
     verbose
-        Show a progress bar over the networks in a terminal.
+        Show a progress bar in a terminal.
     copy
         Return a copy instead of changing `adata`.
 
@@ -95,10 +137,14 @@ def cnn_impute(
     ``.layers[key_added]``
         ``(n_obs, n_vars)`` counts, the unit of the input: observed counts bit-identical, dropouts predicted. CSR if
         the input is sparse, else dense; float32 where that holds the counts of the input, else float64.
+    ``.layers[f"{key_added}_std"]``
+        With ``return_std=True``: ``(n_obs, n_vars)`` float32 standard deviations at the imputed entries, 0 elsewhere:
+        of log1p(counts) around the conditional estimate, of log1p(CP10k) around the posterior mean.
     ``.uns[key_added]``
         ``params`` (with ``units``), ``written`` (the keys of this call); ``history``: DataFrame with
-        ``cluster``, ``subset``, ``epoch``, ``loss``, ``val_loss`` (of log1p counts, or counts with
-        ``log=False``); ``status``: DataFrame genes x clusters, categorical: ``"imputed"`` or why not;
+        ``cluster``, ``subset``, ``epoch``, ``loss``, ``val_loss`` (paper: of log1p counts, or counts with
+        ``log=False``; default: of hidden residuals in standard deviations, at each check, the first before any
+        training); ``status``: DataFrame genes x clusters, categorical: ``"imputed"`` or why not;
         ``summary``: per cluster numbers of cells, networks, genes with each status, and imputed entries.
 
     Raises
@@ -108,9 +154,9 @@ def cnn_impute(
 
     Notes
     -----
-    The paper, "CNN-based model construction". The same seed gives the same bits at the same number of threads.
+    Paper: "CNN-based model construction". The same seed gives the same bits at the same number of threads.
     Keras runs the networks on the backend that is configured, on a GPU where the backend sees one. Memory: one
-    network of the paper's size at a time (132 MB with its optimizer), the counts of a cluster, and about twice the
+    network at a time (paper: 132 MB with its optimizer), the counts, and about twice the
     imputed layer while it is put together; in CSR that layer takes 8 to 12 bytes per non-zero, which is more than
     dense when most zeros are imputed.
 
@@ -118,19 +164,33 @@ def cnn_impute(
     --------
     >>> import scanpy_cnnimpute as scnn
     >>> adata = scnn.datasets.five_cell_lines()[:, :300].copy()
-    >>> scnn.pp.cnn_impute(adata, cluster_key="cell_line", n_targets=32, max_epochs=2)
+    >>> scnn.pp.cnn_impute(adata, cluster_key="cell_line", n_steps=2)
     >>> adata.uns["cnn_imputed"]["params"]["units"]
     'counts'
     """
     check_adata(adata, caller="pp.cnn_impute")
+    _check_choices(preset, estimate, gate, return_std)
+    others = [key for key in (layer, cluster_key) if key is not None]
+    check_keys(*others, key_added=key_added, dropout_key=dropout_key)
+    adata = adata.copy() if copy else adata
+    written = [("layers", key_added), ("layers", f"{key_added}_std")]
+    results = Results(adata, function="pp.cnn_impute", key=key_added, keys=written)
+    counts = get_counts(adata, layer, caller="pp.cnn_impute")
+    estimate, gate = _choose(adata, preset, dropout_key, estimate, gate)
+    if threshold is None and estimate == "conditional":
+        threshold = CONDITIONAL_THRESHOLD
     imputer = CNNImputer(
         preset=preset,
         threshold=threshold,
-        n_targets=n_targets,
         n_top=n_top,
+        learning_rate=learning_rate,
+        n_components=n_components,
+        n_folds=n_folds,
+        n_members=n_members,
+        n_steps=n_steps,
+        n_targets=n_targets,
         max_dropout=max_dropout,
         log=log,
-        learning_rate=learning_rate,
         batch_size=batch_size,
         max_epochs=max_epochs,
         patience=patience,
@@ -139,38 +199,30 @@ def cnn_impute(
         keep_models=False,
         verbose=verbose,
     )
-    others = [key for key in (layer, cluster_key) if key is not None]
-    check_keys(*others, key_added=key_added, dropout_key=dropout_key)
-    adata = adata.copy() if copy else adata
-    results = Results(adata, function="pp.cnn_impute", key=key_added, keys=[("layers", key_added)])
-    counts = get_counts(adata, layer, caller="pp.cnn_impute")
-    if dropout_key in layer_names(adata) and not has_mixture(adata, dropout_key):
+    options: dict[str, Any] = {"return_std": True} if return_std else {}
+    stored: StoredModel | None = None
+    if _is_own_layer(adata, dropout_key):
         clusters, names = _clusters_for_own_layer(adata, dropout_key, cluster_key)
-        modelled = None
     else:
-        if not has_mixture(adata, dropout_key):
-            _announce_fit(adata, dropout_key)
-            dropout_prob(adata, layer=layer, cluster_key=cluster_key, store="params", key_added=dropout_key)
-        _check_same_origin(adata, dropout_key, layer, cluster_key, counts)
-        mixture, library_size, clusters = load_mixture(adata, dropout_key)
-        names = list(adata.uns[dropout_key]["clusters"])
-        modelled = {name: mixture.status[:, position] == 0 for position, name in enumerate(names)}
+        stored = _dropout_model(adata, preset, dropout_key, layer, cluster_key, counts)
+        clusters, names = stored.clusters, stored.names
+        options |= _options(stored, counts, estimate, gate)
     dropout: Any
     if dropout_key in layer_names(adata):
         dropout = adata.layers[dropout_key]
         check_probabilities(dropout, where=f"adata.layers[{dropout_key!r}]")
-    else:
-        by_gene = counts.tocsc()
-
-        def dropout(cells: np.ndarray, genes: np.ndarray) -> np.ndarray:
-            part = by_gene[:, genes].tocsr()[cells]
-            return mixture.take(genes).probability(part, library_size[cells], clusters[cells])
+    elif stored is not None:
+        dropout = _probability(stored, counts)
 
     labels = pd.Categorical.from_codes(clusters, categories=names)
     matrix = raw_matrix(adata, layer)
-    imputed = imputer.fit_transform(matrix, dropout=dropout, clusters=labels, modelled=modelled, genes=adata.var_names)
+    imputed = imputer.fit_transform(matrix, dropout=dropout, clusters=labels, genes=adata.var_names, **options)
+    if return_std:
+        imputed, deviation = imputed
+        results.add("layers", f"{key_added}_std", deviation)
     results.add("layers", key_added, imputed)
     summary = _summary(imputer, labels, counts, imputed)
+    units = {"posterior_mean": "log1p(CP10k)", "conditional": "log1p(counts)"}[estimate]
     results.write(
         {
             "history": _history(imputer.history_),
@@ -182,9 +234,12 @@ def cnn_impute(
             "layer": layer,
             "dropout_key": dropout_key,
             "cluster_key": cluster_key,
+            "estimate": estimate,
+            "gate": gate,
             **imputer.settings.as_dict(),
             "random_state": random_state,
             "units": "counts",
+            "std_units": units if return_std else None,
         },
     )
     logger.info(
@@ -196,10 +251,117 @@ def cnn_impute(
     return adata if copy else None
 
 
+def _check_choices(preset: str, estimate: str | None, gate: Any, return_std: bool) -> None:
+    """Refuse what is not there before anything is computed."""
+    if estimate is not None and estimate not in get_args(Estimate):
+        msg = f"estimate={estimate!r} is not known. Available: {list(get_args(Estimate))}."
+        raise ValueError(msg)
+    if gate is not None:
+        check_number("gate", gate, bool)
+    if preset == "paper" and (estimate == "posterior_mean" or gate or return_std):
+        msg = "estimate='posterior_mean', gate=True and return_std=True need preset='default', not preset='paper'."
+        raise ValueError(msg)
+
+
+def _is_own_layer(adata: AnnData, key: str) -> bool:
+    return key in layer_names(adata) and not has_model(adata, key)
+
+
+def _choose(
+    adata: AnnData, preset: str, dropout_key: str, estimate: Estimate | None, gate: bool | None
+) -> tuple[Estimate, bool]:
+    """Estimate and gate as given, or as the dropout model allows."""
+    own = _is_own_layer(adata, dropout_key)
+    stored = has_model(adata, dropout_key)
+    calibrated = adata.uns[dropout_key]["params"]["model"] == "calibrated" if stored else not own
+    able = preset != "paper" and calibrated
+    if (estimate == "posterior_mean" or gate) and not able:
+        msg = (
+            f"estimate='posterior_mean' and gate=True need a calibrated dropout model, and {dropout_key!r} is none. "
+            "Run pp.dropout_prob(adata, model='calibrated') or pass estimate='conditional', gate=False."
+        )
+        raise ValueError(msg)
+    return estimate or ("posterior_mean" if able else "conditional"), able if gate is None else gate
+
+
+def _dropout_model(
+    adata: AnnData, preset: str, key: str, layer: str | None, cluster_key: str | None, counts: sp.csr_array
+) -> StoredModel:
+    """The stored dropout model, fitted first if there is none."""
+    published = preset == "paper"
+    if not has_model(adata, key):
+        _announce_fit(adata, key)
+        model: Model = "gamma_normal" if published else "calibrated"
+        dropout_prob(adata, layer=layer, cluster_key=cluster_key, model=model, store="params", key_added=key)
+    if published and adata.uns[key]["params"]["model"] != "gamma_normal":
+        warnings.warn(
+            f"preset='paper' with the calibrated dropout model {key!r} is not the published procedure: "
+            "that takes pp.dropout_prob(adata, model='gamma_normal').",
+            UserWarning,
+            stacklevel=3,
+        )
+    _check_same_origin(adata, key, layer, cluster_key, counts)
+    return load_model(adata, key)
+
+
+def _options(stored: StoredModel, counts: sp.csr_array, estimate: Estimate, gate: bool) -> dict[str, Any]:
+    """What the imputer needs to know of the dropout model."""
+    options: dict[str, Any] = {
+        "modelled": {name: stored.modelled[:, position] for position, name in enumerate(stored.names)}
+    }
+    if gate and stored.gain is not None:
+        closed = stored.gain < -GATE
+        options["no_gain"] = {name: closed[:, position] for position, name in enumerate(stored.names)}
+    if estimate == "posterior_mean" and isinstance(stored.model, CalibratedModel):
+        options |= _posterior_mean(stored, stored.model, counts)
+    return options
+
+
+def _probability(stored: StoredModel, counts: sp.csr_array) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Dropout probabilities of any block, from the stored parameters."""
+    by_gene = counts.tocsc()
+
+    def probability(cells: np.ndarray, genes: np.ndarray) -> np.ndarray:
+        # The published networks ask for few genes of many cells, the default for all genes of few cells.
+        whole = genes.size == counts.shape[1]
+        part = counts[cells] if whole else by_gene[:, genes].tocsr()[cells]
+        return stored.probability(part, cells, genes)
+
+    return probability
+
+
+def _posterior_mean(stored: StoredModel, model: CalibratedModel, counts: sp.csr_array) -> dict[str, Any]:
+    """The estimate and what its network learns from, as the imputer asks for them."""
+    # Again, rather than storing what only the network needs: both halves of the counts and their factors.
+    fit = fit_calibrated(
+        counts,
+        stored.clusters,
+        len(stored.names),
+        capture_efficiency=model.capture_efficiency,
+        random_state=stored.random_state,
+    )
+
+    def estimate(
+        cells: np.ndarray, genes: np.ndarray, correction: np.ndarray, probability: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return model.posterior_mean(cells, genes, probability, correction, stored.library_size)
+
+    expected = ExpectedCounts(
+        train=fit.train,
+        test=fit.test,
+        train_scores=fit.train_scores,
+        train_loadings=fit.train_loadings,
+        scores=fit.model.scores,
+        loadings=fit.model.loadings,
+        shape=fit.model.shape,
+    )
+    return {"expected": expected, "estimate": estimate}
+
+
 def _clusters_for_own_layer(adata: AnnData, dropout_key: str, cluster_key: str | None) -> tuple[np.ndarray, list[str]]:
     """Clusters to go with a dropout layer that no stored model stands behind."""
     remnants = [
-        f"adata.{attribute}[{key!r}]" for attribute, key in stored_keys(dropout_key) if key in getattr(adata, attribute)
+        f"adata.{attribute}[{key!r}]" for attribute, key in all_keys(dropout_key) if key in getattr(adata, attribute)
     ]
     if remnants:
         msg = (
@@ -216,7 +378,7 @@ def _clusters_for_own_layer(adata: AnnData, dropout_key: str, cluster_key: str |
 
 def _announce_fit(adata: AnnData, key: str) -> None:
     """Say loudly that a model is fitted although others are stored: the key may be mistyped."""
-    others = stored_mixtures(adata)
+    others = stored_models(adata)
     if others:
         logger.warning("pp.cnn_impute: no dropout model is stored under %r, fitting one; stored: %s", key, others)
 

@@ -34,7 +34,7 @@ FEWEST_CELLS = 10
 def cluster(
     adata: AnnData,
     *,
-    method: Method = "adp",
+    method: Method = "leiden",
     layer: str | None = None,
     use_rep: str | None = None,
     n_clusters: int | None = None,

@@ -25,7 +25,7 @@ def eval_clusters(
     cluster_key: str | None = None,
     layers: Sequence[str | None] | str | None = None,
     use_rep: Sequence[str] | str | None = None,
-    method: Method = "adp",
+    method: Method = "leiden",
     n_clusters: int | None = None,
     resolution: float = 1.0,
     random_state: int = 1,

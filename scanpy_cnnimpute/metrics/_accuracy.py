@@ -1,0 +1,152 @@
+"""How close estimates are to a truth that was held out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import xlogy
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+
+def _pair(truth: ArrayLike, estimate: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    truth, estimate = np.asarray(truth, dtype=np.float64), np.asarray(estimate, dtype=np.float64)
+    if truth.shape != estimate.shape or truth.size == 0:
+        msg = f"truth and estimate must have one shape and not be empty, got {truth.shape} and {estimate.shape}."
+        raise ValueError(msg)
+    return truth, estimate
+
+
+def mse(truth: ArrayLike, estimate: ArrayLike) -> float:
+    """Mean squared error; 0 is best.
+
+    Parameters
+    ----------
+    truth, estimate
+        Values of one shape; the paper compares log1p(counts) at masked entries.
+
+    Returns
+    -------
+    A float in the squared units of the values.
+
+    Raises
+    ------
+    ValueError
+        Unless both have one, non-empty shape.
+
+    Examples
+    --------
+    >>> mse([0.0, 2.0], [0.0, 1.0])
+    0.5
+    """
+    true, estimated = _pair(truth, estimate)
+    return float(np.mean((true - estimated) ** 2))
+
+
+def pcc(truth: ArrayLike, estimate: ArrayLike) -> float:
+    """Pearson correlation over all values; 1 is best.
+
+    Parameters
+    ----------
+    truth, estimate
+        Values of one shape.
+
+    Returns
+    -------
+    A float in [-1, 1]; NaN if either is constant.
+
+    Raises
+    ------
+    ValueError
+        Unless both have one, non-empty shape.
+
+    Examples
+    --------
+    >>> round(pcc([0.0, 1.0, 2.0], [1.0, 2.0, 3.0]), 6)
+    1.0
+    """
+    x, y = (values.ravel() - values.mean() for values in _pair(truth, estimate))
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale > 0 else float("nan")
+
+
+def gene_pcc(truth: ArrayLike, estimate: ArrayLike, genes: ArrayLike, *, min_entries: int = 3) -> float:
+    """Median over the genes of the Pearson correlation within a gene; 1 is best.
+
+    Parameters
+    ----------
+    truth, estimate
+        Vectors of values.
+    genes
+        Gene of each value.
+    min_entries
+        Genes with fewer values are left out.
+
+    Returns
+    -------
+    A float in [-1, 1]; a gene whose estimate is constant counts as 0, one whose truth is constant is left out; NaN
+    if no gene is left.
+
+    Raises
+    ------
+    ValueError
+        Unless all three are vectors of one, positive length.
+
+    Examples
+    --------
+    >>> round(gene_pcc([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], ["a", "a", "a"]), 6)
+    1.0
+    """
+    true, estimated = _pair(truth, estimate)
+    names, codes = np.unique(np.asarray(genes), return_inverse=True)
+    if codes.shape != true.shape:
+        msg = f"genes has shape {codes.shape}, truth {true.shape}: one gene for each value is needed."
+        raise ValueError(msg)
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.bincount(codes, weights=values, minlength=names.size)
+
+    n = total(np.ones(true.size))
+    true = true - (total(true) / n)[codes]
+    estimated = estimated - (total(estimated) / n)[codes]
+    spread, own_spread = total(true**2), total(estimated**2)
+    judged = (n >= min_entries) & (spread > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlation = np.where(own_spread > 0, total(true * estimated) / np.sqrt(spread * own_spread), 0.0)
+    return float(np.median(correlation[judged])) if judged.any() else float("nan")
+
+
+def poisson_deviance(observed: ArrayLike, expected: ArrayLike) -> float:
+    """Mean Poisson deviance of observed counts from their expectations; 0 is best.
+
+    Parameters
+    ----------
+    observed
+        Counts, as held out.
+    expected
+        Predicted means, of the same shape.
+
+    Returns
+    -------
+    A float: the mean of ``2 (y log(y / mu) - y + mu)`` for observed y and expected mu; infinite where a count was
+    observed but none expected.
+
+    Raises
+    ------
+    ValueError
+        Unless both have one, non-empty shape and are not negative.
+
+    Examples
+    --------
+    >>> poisson_deviance([0, 1], [1.0, 1.0])
+    1.0
+    """
+    seen, mean = _pair(observed, expected)
+    if seen.min() < 0 or mean.min() < 0:
+        msg = f"Counts are not negative; the smallest are {seen.min()} observed and {mean.min()} expected."
+        raise ValueError(msg)
+    with np.errstate(divide="ignore"):
+        ratio = np.divide(seen, mean, out=np.ones_like(seen), where=seen > 0)
+    return float(2 * np.mean(xlogy(seen, ratio) - seen + mean))

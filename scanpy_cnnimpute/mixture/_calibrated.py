@@ -1,0 +1,435 @@
+"""How probable it is that a transcript was present where none was counted: expected expression and sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.special import digamma
+
+from .._threads import single_threaded_blas
+from ._factor_kernels import allocate, held_out_gain, missed_moments, shape_likelihood
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SCALE = 1e4  # CP10k
+LARGEST_PROBABILITY = 1 - 1e-6  # beyond it the molecules that it implies run away
+MORE_MOLECULES = 4000.0
+MOST_TIMES = 1.75
+
+N_FACTORS = 10
+N_STARTS = 3
+N_ITERATIONS = 80  # on part of the molecules
+N_MORE_ITERATIONS = 30  # from there on all of them
+FEWEST_ITERATIONS = 5  # before the prior of the loadings is fitted
+PRIOR_EVERY = 5
+CELL_SHAPE = 1.0  # of the gamma prior of a cell's scores
+LOADING_SHAPES = (0.05, 200.0)  # between which that of the loadings is fitted
+TRAIN_SHARE = 0.65
+SHAPES = np.geomspace(0.1, 200.0, 15)
+SHAPE_ENTRIES = 4_000_000  # that the shapes are fitted to, at most
+SHAPE_ITERATIONS = 50
+SMALLEST_SHAPE_SD = 0.1
+BLOCK_BYTES = 2**26
+
+
+def depth_efficiency(library_size: np.ndarray) -> np.ndarray:
+    """Share of the molecules that was counted, if those that could be sampled next are the missed ones.
+
+    These are 4,000 more molecules of the cell, but at most 1.75 times those that were counted: how far the data are
+    extrapolated. What share of *all* its molecules a cell's counts are, counts alone cannot tell.
+
+    Parameters
+    ----------
+    library_size
+        ``(n_cells,)`` total counts.
+
+    Returns
+    -------
+    ``(n_cells,)`` float64, at least 4/11.
+    """
+    more = np.minimum(MORE_MOLECULES, MOST_TIMES * library_size)
+    return np.divide(library_size, library_size + more, out=np.ones(library_size.size), where=library_size > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedModel:
+    """Expected counts, their spread, and the share of molecules that was counted.
+
+    Attributes
+    ----------
+    scores, loadings
+        ``(n_cells, n_factors)`` and ``(n_genes, n_factors)`` float32; their product is the expected count.
+    shape
+        ``(n_genes,)`` float64: shape r of the negative binomial distribution of the counts around it.
+    capture_efficiency
+        ``(n_cells,)`` float64: share of the molecules of a cell that was counted.
+    """
+
+    scores: np.ndarray
+    loadings: np.ndarray
+    shape: np.ndarray
+    capture_efficiency: np.ndarray
+
+    def take(self, cells: np.ndarray | slice, genes: np.ndarray | slice) -> CalibratedModel:
+        """The model of some cells and genes, in the order given."""
+        return CalibratedModel(
+            scores=self.scores[cells],
+            loadings=self.loadings[genes],
+            shape=self.shape[genes],
+            capture_efficiency=self.capture_efficiency[cells],
+        )
+
+    def expected(self) -> np.ndarray:
+        """Expected counts of all entries, ``(n_cells, n_genes)`` float32."""
+        with single_threaded_blas():
+            return self.scores @ self.loadings.T
+
+    def probability(self, counts: sp.csr_array) -> np.ndarray:
+        """Probability that the transcript was present though none was counted.
+
+        Parameters
+        ----------
+        counts
+            ``(n_cells, n_genes)`` counts of the model's cells and genes, without stored zeros.
+
+        Returns
+        -------
+        ``(n_cells, n_genes)`` float32; 0 where something was counted.
+
+        Notes
+        -----
+        The rate of a gene in a cell is gamma distributed with shape r around its expectation, of which the share c is
+        counted, mu on average. After a count of zero the missed molecules are negative binomial, and
+        ``P = 1 - ((r + mu) / (r + mu / c)) ** r``.
+        """
+        mu = self.expected()
+        efficiency = self.capture_efficiency[:, None].astype(np.float32)
+        shape = self.shape.astype(np.float32)
+        # One division: (r + mu / c) / (r + mu) = 1 + mu (1 / c - 1) / (r + mu)
+        block = -np.expm1(-shape * np.log1p(mu * (1 / efficiency - 1) / (shape + mu)))
+        entries = counts.tocoo()
+        block[entries.coords] = 0.0
+        return block
+
+    def posterior_mean(
+        self,
+        cells: np.ndarray,
+        genes: np.ndarray,
+        probability: np.ndarray,
+        correction: np.ndarray,
+        library_size: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What a count of zero is expected to be worth, were all molecules counted.
+
+        Parameters
+        ----------
+        cells, genes
+            Entries whose count is zero, as vectors of indices.
+        probability
+            Their dropout probabilities: the model's, or others.
+        correction
+            Logarithms of what the molecules missed there, as the probabilities imply them, are multiplied by.
+        library_size
+            ``(n_cells,)`` total counts.
+
+        Returns
+        -------
+        Two float64 vectors: counts at the library size of the cell, and the standard deviation of log1p(CP10k).
+
+        Notes
+        -----
+        With N missed molecules, each worth ``s = 10,000 c / L`` per 10,000: the mean of log1p(s N), as the
+        probability that there are any times the mean given that there are, turned back into counts. The mean of the
+        logarithms is what minimises the squared error of log-normalised data.
+        """
+        shape, efficiency = self.shape[genes], self.capture_efficiency[cells]
+        missed = shape * np.expm1(-np.log1p(-np.minimum(probability, LARGEST_PROBABILITY)) / shape)
+        missed = missed * np.exp(correction)
+        present = -np.expm1(-shape * np.log1p(missed / shape))
+        unit = SCALE / np.maximum(library_size[cells], 1.0)
+        first, second = log_moments_of_missed(missed, shape, unit * efficiency)
+        mean = present * first
+        spread = np.sqrt(np.maximum(present * second - mean**2, 0.0))
+        return np.expm1(mean) / unit, spread
+
+
+def log_moments_of_missed(missed: np.ndarray, shape: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and mean square of log1p(scale N) given that N, the number of missed molecules, is not zero.
+
+    Parameters
+    ----------
+    missed, shape
+        Mean and shape of the negative binomial distribution of N; vectors.
+    scale
+        What one molecule is worth.
+
+    Returns
+    -------
+    Two vectors, float64.
+    """
+    first, second = np.empty(missed.size), np.empty(missed.size)
+    missed_moments(missed.astype(np.float64), shape.astype(np.float64), scale.astype(np.float64), first, second)
+    return first, second
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedFit:
+    """What :func:`fit_calibrated` finds.
+
+    Attributes
+    ----------
+    model
+        The model of all counts.
+    gain
+        ``(n_genes, n_clusters)`` float64: by how much the model lowers the Poisson deviance of held-out molecules at
+        zeros, against the mean of the cluster, in standard errors; NaN where nothing could be compared.
+    train, test
+        The two sets that the molecules were split into for this.
+    train_scores, train_loadings
+        Whose product is expected of `train`, fitted to it alone; the model's factors are theirs, fitted further.
+    stated, present
+        The probabilities stated from part of the molecules, and whether the others held the transcript, at zeros of
+        the cells that the shapes were fitted to.
+    """
+
+    model: CalibratedModel
+    gain: np.ndarray
+    train: sp.csr_array
+    test: sp.csr_array
+    train_scores: np.ndarray
+    train_loadings: np.ndarray
+    stated: np.ndarray
+    present: np.ndarray
+
+
+def fit_calibrated(
+    counts: sp.csr_array,
+    clusters: np.ndarray,
+    n_clusters: int,
+    *,
+    capture_efficiency: np.ndarray,
+    random_state: int,
+) -> CalibratedFit:
+    """Fit the expected counts by Bayesian Poisson factorisation and their spread by molecular cross-validation.
+
+    Parameters
+    ----------
+    counts
+        ``(n_cells, n_genes)``, non-negative, without stored zeros.
+    clusters
+        ``(n_cells,)`` cluster of each cell, from 0; -1 for none. The model does not depend on them; `gain` does.
+    n_clusters
+        Number of clusters.
+    capture_efficiency
+        ``(n_cells,)`` share of the molecules that was counted, in (0, 1].
+    random_state
+        Seed.
+
+    Returns
+    -------
+    The fit. It does not depend on the number of threads.
+
+    Notes
+    -----
+    Counts are Poisson with mean ``L_i p_j sum_k theta_ik beta_jk`` (L_i library size, p_j share of the gene), with
+    gamma priors whose means make it ``L_i p_j``; that of beta is fitted, so that data without structure give no more
+    than the gene's mean. Mean-field variational inference (Gopalan, Hofman and Blei, 2015), geometric means of the
+    factors, averaged over `N_STARTS` starts. The shapes r_j come from the likelihood of part of the molecules
+    given the other part, and so hold what the model does not know, too; they are shrunk to each other.
+    """
+    split_seed, *seeds = np.random.SeedSequence(random_state).spawn(1 + N_STARTS)
+    rng = np.random.default_rng(split_seed)
+    data = np.rint(counts.data).astype(np.int64)
+    kept = rng.binomial(data, TRAIN_SHARE)
+    train, test = (
+        sp.csr_array((part.astype(np.float64), counts.indices, counts.indptr), shape=counts.shape)
+        for part in (kept, data - kept)
+    )
+    parts = [_factorise(train, np.random.default_rng(seed)) for seed in seeds]
+    scores, loadings = _average(parts)
+    cells = np.sort(rng.permutation(counts.shape[0])[: max(1, SHAPE_ENTRIES // max(counts.shape[1], 1))])
+    shape = _fit_shapes(train[cells], test[cells], scores[cells], loadings)
+    stated, present = _held_out(train[cells], test[cells], scores[cells], loadings, shape)
+    gain = _gain(train, test, scores, loadings, shape, clusters, n_clusters)
+
+    all_scores, all_loadings = _average([_factorise(counts, start=part) for part in parts])
+    model = CalibratedModel(
+        scores=all_scores.astype(np.float32),
+        loadings=all_loadings.astype(np.float32),
+        shape=shape,
+        capture_efficiency=capture_efficiency,
+    )
+    return CalibratedFit(
+        model=model,
+        gain=gain,
+        train=train,
+        test=test,
+        train_scores=scores,
+        train_loadings=loadings,
+        stated=stated,
+        present=present,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Factors:
+    """Posterior of one factorisation: means of the loadings, geometric means of both, the prior's shape, exposures."""
+
+    loadings: np.ndarray
+    log_scores: np.ndarray
+    log_loadings: np.ndarray
+    prior: float
+    library_size: np.ndarray
+    share: np.ndarray
+
+
+def _average(parts: list[_Factors]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and loadings whose product is the mean of the parts' expected counts."""
+    scores = [part.library_size[:, None] * np.exp(part.log_scores) / len(parts) for part in parts]
+    loadings = [part.share[:, None] * np.exp(part.log_loadings) for part in parts]
+    return np.concatenate(scores, axis=1), np.concatenate(loadings, axis=1)
+
+
+def _factorise(counts: sp.csr_array, rng: np.random.Generator | None = None, start: _Factors | None = None) -> _Factors:
+    """Fit from a random start, or go on from another fit."""
+    by_cell = sp.csr_array(counts, dtype=np.float64)
+    by_gene = sp.csr_array(by_cell.T)
+    n_cells, n_genes = by_cell.shape
+    library_size = by_cell.sum(axis=1)
+    share = by_cell.sum(axis=0) / max(library_size.sum(), 1.0)
+    if start is None:
+        rng = rng or np.random.default_rng()
+        # Near their prior means, far enough from them to part.
+        log_scores = np.log(rng.gamma(10.0, 0.1 / N_FACTORS, size=(n_cells, N_FACTORS)))
+        loadings = rng.gamma(10.0, 0.1, size=(n_genes, N_FACTORS))
+        log_loadings, prior, n_iterations, first_prior = np.log(loadings), 1.0, N_ITERATIONS, FEWEST_ITERATIONS
+    else:
+        log_scores, loadings, log_loadings = start.log_scores, start.loadings, start.log_loadings
+        prior, n_iterations, first_prior = start.prior, N_MORE_ITERATIONS, 0
+    allocated_cells, allocated_genes = np.empty((n_cells, N_FACTORS)), np.empty((n_genes, N_FACTORS))
+    for iteration in range(n_iterations):
+        own, other = np.exp(log_scores), np.exp(log_loadings)
+        allocate(by_cell.indptr, by_cell.indices, by_cell.data, own, other, allocated_cells)
+        alpha = CELL_SHAPE + allocated_cells
+        beta = CELL_SHAPE * N_FACTORS + library_size[:, None] * _weighted_sum(share, loadings)
+        scores, log_scores = alpha / beta, digamma(alpha) - np.log(beta)
+        allocate(by_gene.indptr, by_gene.indices, by_gene.data, other, np.exp(log_scores), allocated_genes)
+        alpha = prior + allocated_genes
+        beta = prior + share[:, None] * _weighted_sum(library_size, scores)
+        loadings, log_loadings = alpha / beta, digamma(alpha) - np.log(beta)
+        # The scale that the two could trade: a factor's loadings average to 1 over the molecules.
+        scale = np.maximum(_weighted_sum(share, loadings), 1e-12)
+        loadings, log_loadings = loadings / scale, log_loadings - np.log(scale)
+        log_scores = log_scores + np.log(scale)
+        if iteration >= first_prior and iteration % PRIOR_EVERY == 0:
+            prior = _prior_shape(loadings, log_loadings)
+    return _Factors(
+        loadings=loadings,
+        log_scores=log_scores,
+        log_loadings=log_loadings,
+        prior=prior,
+        library_size=library_size,
+        share=share,
+    )
+
+
+def _weighted_sum(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """``weights @ values`` without BLAS, whose order of summation depends on its threads."""
+    return np.einsum("i,ik->k", weights, values)
+
+
+def _prior_shape(loadings: np.ndarray, log_loadings: np.ndarray) -> float:
+    """Most likely shape of the gamma prior of mean 1 from which the loadings came, by bisection."""
+    excess = float(np.mean(log_loadings - loadings)) + 1.0
+    low, high = LOADING_SHAPES
+    for _ in range(40):
+        middle = np.sqrt(low * high)
+        # Falls with the shape.
+        if np.log(middle) - digamma(middle) + excess > 0:
+            low = middle
+        else:
+            high = middle
+    return float(np.sqrt(low * high))
+
+
+def _gene_blocks(n_cells: int, n_genes: int) -> Iterator[slice]:
+    width = max(1, BLOCK_BYTES // (8 * max(n_cells, 1)))
+    for start in range(0, n_genes, width):
+        yield slice(start, min(start + width, n_genes))
+
+
+def _ratio(train: sp.csr_array, test: sp.csr_array) -> np.ndarray:
+    """What turns expected counts of the first half of a cell's molecules into those of the second."""
+    first = train.sum(axis=1)
+    return np.divide(test.sum(axis=1), first, out=np.zeros_like(first), where=first > 0)
+
+
+def _blocks(
+    train: sp.csr_array, test: sp.csr_array, scores: np.ndarray, loadings: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+    """Slices of genes with dense counts of both parts and expected counts of the first, ``(n_cells, n_block)``."""
+    first, second = train.tocsc(), test.tocsc()
+    for genes in _gene_blocks(*train.shape):
+        with single_threaded_blas():
+            expected = scores @ loadings[genes].T
+        yield genes, first[:, genes].toarray(), second[:, genes].toarray(), expected
+
+
+def _fit_shapes(train: sp.csr_array, test: sp.csr_array, scores: np.ndarray, loadings: np.ndarray) -> np.ndarray:
+    """Shape of each gene: its geometric mean a posteriori, if shapes are log-normal over the genes; by EM."""
+    ratio = _ratio(train, test)
+    likelihood = np.empty((train.shape[1], SHAPES.size))
+    for genes, first, second, expected in _blocks(train, test, scores, loadings):
+        shape_likelihood(first, second, expected, ratio, SHAPES, likelihood[genes])
+    likelihood = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
+    grid = np.log(SHAPES)
+    mean, sd = grid.mean(), grid.std()
+    for _ in range(SHAPE_ITERATIONS):
+        posterior = likelihood * np.exp(-0.5 * ((grid - mean) / sd) ** 2)
+        posterior /= posterior.sum(axis=1, keepdims=True)
+        share = posterior.mean(axis=0)
+        mean = float(share @ grid)
+        sd = max(float(np.sqrt(share @ (grid - mean) ** 2)), SMALLEST_SHAPE_SD)
+    return np.exp(posterior @ grid)
+
+
+def _held_out(
+    train: sp.csr_array, test: sp.csr_array, scores: np.ndarray, loadings: np.ndarray, shape: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stated probability and outcome at the zeros of the first part, two vectors."""
+    ratio = _ratio(train, test)[:, None]
+    stated, present = [], []
+    for genes, first, second, expected in _blocks(train, test, scores, loadings):
+        zero = (first == 0) & (expected > 0)
+        r = shape[genes]
+        probability = -np.expm1(-r * np.log1p(ratio * expected / (r + expected)))
+        stated.append(probability[zero].astype(np.float32))
+        present.append(second[zero] > 0)
+    return np.concatenate(stated), np.concatenate(present)
+
+
+def _gain(
+    train: sp.csr_array,
+    test: sp.csr_array,
+    scores: np.ndarray,
+    loadings: np.ndarray,
+    shape: np.ndarray,
+    clusters: np.ndarray,
+    n_clusters: int,
+) -> np.ndarray:
+    """Gain of the model over the cluster mean in standard errors, ``(n_genes, n_clusters)``."""
+    library_size = train.sum(axis=1)
+    ratio = _ratio(train, test)
+    members = [clusters == cluster for cluster in range(n_clusters)]
+    totals = np.array([library_size[cells].sum() for cells in members])
+    gain, squares = np.empty((2, train.shape[1], n_clusters))
+    for genes, first, second, expected in _blocks(train, test, scores, loadings):
+        rates = np.stack([first[cells].sum(axis=0) for cells in members]) / np.maximum(totals, 1.0)[:, None]
+        mean = np.where(clusters[:, None] >= 0, library_size[:, None] * rates[clusters], 0.0)
+        held_out_gain(first, second, expected, mean, ratio, shape[genes], clusters, gain[genes], squares[genes])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(squares > 0, gain / np.sqrt(squares), np.nan)

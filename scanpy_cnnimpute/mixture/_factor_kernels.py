@@ -1,0 +1,113 @@
+"""Compiled loops of the calibrated model."""
+
+from __future__ import annotations
+
+import math
+
+from numba import njit, prange
+
+TAIL = 1e-5  # share of the probability that sums over the number of missed molecules may leave out
+LARGE = 50.0  # mean above which they are not counted one by one
+MOST_TERMS = 2000
+
+
+@njit(parallel=True, cache=True)
+def allocate(indptr, indices, data, own, other, out):  # type: ignore[no-untyped-def]
+    """Share every count among the factors: ``out[i, k] = sum_j x_ij own_ik other_jk / sum_q own_iq other_jq``."""
+    n_factors = own.shape[1]
+    for i in prange(own.shape[0]):
+        for k in range(n_factors):
+            out[i, k] = 0.0
+        for entry in range(indptr[i], indptr[i + 1]):
+            j = indices[entry]
+            total = 0.0
+            for k in range(n_factors):
+                total += own[i, k] * other[j, k]
+            weight = data[entry] / total
+            for k in range(n_factors):
+                out[i, k] += weight * own[i, k] * other[j, k]
+
+
+@njit(parallel=True, cache=True)
+def shape_likelihood(train, test, expected, ratio, shapes, out):  # type: ignore[no-untyped-def]
+    """Log likelihood, but for a constant, of the second molecules of each gene given its first, for each shape.
+
+    Dense ``(n_cells, n_genes)`` blocks of counts and expected first counts; `ratio` turns these into second ones, for
+    each cell; `out` is ``(n_genes, n_shapes)``. Given a gamma distributed rate of shape r, the second count is
+    negative binomial with shape ``r + first``.
+    """
+    n_cells, n_genes = train.shape
+    for g in prange(n_genes):
+        for s in range(shapes.size):
+            r, total = shapes[s], 0.0
+            for i in range(n_cells):
+                mu = expected[i, g]
+                more = mu * ratio[i]
+                if more <= 0.0:
+                    continue
+                rest = r + mu + more
+                first, second = train[i, g], test[i, g]
+                total += (r + first) * math.log1p(-more / rest)
+                if second > 0:
+                    total += second * math.log(more / rest)
+                    total += math.lgamma(second + first + r) - math.lgamma(first + r)
+            out[g, s] = total
+
+
+@njit(parallel=True, cache=True)
+def missed_moments(missed, shape, scale, first, second):  # type: ignore[no-untyped-def]
+    """Mean and mean square of log1p(scale N) given N >= 1, N negative binomial; vectors.
+
+    Term by term where the mean is small, and for a gamma distribution of N where it is large.
+    """
+    for e in prange(missed.size):
+        mean, r = missed[e], shape[e]
+        if mean > LARGE:
+            # Mean and variance of the logarithm of a gamma variable, by the first terms of their series.
+            middle = math.log1p(scale[e] * mean) - 0.5 / r - 1.0 / (12.0 * r * r)
+            middle = max(middle, math.log1p(scale[e]))
+            first[e] = middle
+            second[e] = middle * middle + 1.0 / r + 0.5 / (r * r)
+            continue
+        step = mean / (r + mean)
+        log_none = -r * math.log1p(mean / r)
+        mass, present = math.exp(log_none), -math.expm1(log_none)
+        seen, total, squares, n = 0.0, 0.0, 0.0, 0
+        while seen < (1.0 - TAIL) * present and n < MOST_TERMS:
+            n += 1
+            mass *= (r + n - 1) / n * step
+            value = math.log1p(scale[e] * n)
+            seen += mass
+            total += mass * value
+            squares += mass * value * value
+        # Too rare for a term to be left: one molecule.
+        one = math.log1p(scale[e])
+        first[e] = total / seen if seen > 0.0 else one
+        second[e] = squares / seen if seen > 0.0 else one * one
+
+
+@njit(parallel=True, cache=True)
+def held_out_gain(train, test, expected, mean, ratio, shape, clusters, gain, squares):  # type: ignore[no-untyped-def]
+    """By how much the model lowers the Poisson deviance of second molecules at zeros, and its square, in clusters.
+
+    Dense ``(n_cells, n_genes)`` blocks: counts, expected first counts by the model and by the cluster's mean; `ratio`
+    turns first into second expectations. Sums over the cells, ``(n_genes, n_clusters)``.
+    """
+    n_cells, n_genes = train.shape
+    for g in prange(n_genes):
+        for c in range(gain.shape[1]):
+            gain[g, c] = 0.0
+            squares[g, c] = 0.0
+        r = shape[g]
+        for i in range(n_cells):
+            c = clusters[i]
+            if c < 0 or train[i, g] > 0 or mean[i, g] <= 0.0 or expected[i, g] <= 0.0:
+                continue
+            # What either expects after seeing nothing.
+            model = ratio[i] * expected[i, g] * r / (r + expected[i, g])
+            average = ratio[i] * mean[i, g] * r / (r + mean[i, g])
+            value = 2.0 * (average - model)
+            if test[i, g] > 0:
+                value += 2.0 * test[i, g] * math.log(model / average)
+            gain[g, c] += value
+            squares[g, c] += value * value

@@ -1,0 +1,130 @@
+"""The network of the default preset, in Keras: any backend runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import keras
+
+    from ..presets import BlockSettings
+
+    Batch = tuple[list[np.ndarray], np.ndarray]
+
+WIDTH = 16
+CELL_WIDTH = 8
+CHECKS = 6  # of the validation loss, besides the one before training
+LARGEST_CORRECTION = 3.0  # of a log rate
+
+
+def hidden_mse(y_true: Any, y_pred: Any) -> Any:
+    """Weighted mean squared error; `y_true` holds values and weights, weight 0 where nothing is hidden."""
+    from keras import ops
+
+    weights = y_true[:, :, 1]
+    return ops.sum(weights * ops.square(y_true[:, :, 0] - y_pred)) / ops.maximum(ops.sum(weights), 1e-6)
+
+
+def held_out_deviance(y_true: Any, y_pred: Any) -> Any:
+    """Mean Poisson deviance, but for a constant; `y_true` holds counts and their means before the correction."""
+    from keras import ops
+
+    correction = ops.clip(y_pred, -LARGEST_CORRECTION, LARGEST_CORRECTION)
+    # The logarithm of the mean before the correction is a constant too.
+    return 2 * ops.mean(y_true[:, :, 1] * ops.exp(correction) - y_true[:, :, 0] * correction)
+
+
+def build_block_network(
+    sizes: tuple[int, int, int, int], loss: Callable[[Any, Any], Any], settings: BlockSettings, seed: int
+) -> keras.Model:
+    """The compiled network; it predicts 0 everywhere until it is trained.
+
+    The genes most correlated with each target stand side by side, so that a Conv1D whose stride is its width reads
+    one target's block at a time, with the same weights for all targets. What it finds meets the target's own features
+    and those of the cell in two dense layers, again shared by all targets.
+
+    Parameters
+    ----------
+    sizes
+        Numbers of targets, of channels of the blocks, of features of a target and of a cell.
+    loss
+        :func:`hidden_mse` or :func:`held_out_deviance`.
+    settings
+        Of the preset.
+    seed
+        Of the initial weights.
+    """
+    from keras import Model, initializers, layers, optimizers
+
+    n_genes, n_channels, n_gene_features, n_cell_features = sizes
+
+    def initial(offset: int) -> Any:
+        return initializers.GlorotUniform(seed=seed + offset)
+
+    blocks = layers.Input((n_genes * settings.n_top, n_channels))
+    genes = layers.Input((n_genes, n_gene_features))
+    cells = layers.Input((n_cell_features,))
+    found = layers.Conv1D(
+        WIDTH, settings.n_top, strides=settings.n_top, activation="relu", kernel_initializer=initial(0)
+    )(blocks)
+    of_cell = layers.Dense(CELL_WIDTH, activation="relu", kernel_initializer=initial(1))(cells)
+    joined = layers.Concatenate()([found, genes, layers.RepeatVector(n_genes)(of_cell)])
+    joined = layers.Dense(WIDTH, activation="relu", kernel_initializer=initial(2))(joined)
+    outputs = layers.Reshape((n_genes,))(layers.Dense(1, kernel_initializer="zeros")(joined))
+    model = Model([blocks, genes, cells], outputs)
+    rate = optimizers.schedules.CosineDecay(settings.learning_rate, settings.n_steps)
+    # XLA on the CPU compiles longer than this network trains.
+    model.compile(optimizers.AdamW(rate, weight_decay=1e-3, clipnorm=1.0), loss=loss, jit_compile=False)
+    return model
+
+
+def train_block_network(
+    model: keras.Model, draw: Callable[[], Batch], checks: list[Callable[[], Batch]], n_steps: int
+) -> dict[str, list[float]]:
+    """Train on batches that are drawn, and keep the weights of the smallest validation loss.
+
+    Parameters
+    ----------
+    model
+        Not trained yet: predicting 0 is a candidate too.
+    draw
+        Gives a batch.
+    checks
+        Give the batches of the validation loss.
+    n_steps
+        Number of batches.
+
+    Returns
+    -------
+    ``loss`` since the check before and ``val_loss``, at each check; the first is before any training.
+    """
+
+    def validate() -> float:
+        total = 0.0
+        for batch in checks:
+            # Keras averages over the batches since the last reset.
+            model.reset_metrics()
+            total += float(model.test_on_batch(*batch()))
+        return total / len(checks)
+
+    best, kept = validate(), model.get_weights()
+    history: dict[str, list[float]] = {"loss": [float("nan")], "val_loss": [best]}
+    every = max(n_steps // CHECKS, 1)
+    losses = []
+    for step in range(1, n_steps + 1):
+        model.reset_metrics()
+        losses.append(float(model.train_on_batch(*draw())))
+        if step % every == 0 or step == n_steps:
+            value = validate()
+            history["loss"].append(float(np.mean(losses)))
+            history["val_loss"].append(value)
+            losses = []
+            # Not a number is no improvement.
+            if value < best:
+                best, kept = value, model.get_weights()
+    model.set_weights(kept)
+    return history

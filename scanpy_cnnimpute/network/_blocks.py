@@ -1,0 +1,188 @@
+"""What the networks of the default preset have in common: where they fill, and the genes they read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from .._logging import logger
+from .._threads import single_threaded_blas
+from ._tasks import FEWEST_CELLS, IMPUTED, NO_GAIN, NOT_MODELLED, NOTHING_MISSING, TOO_FEW_CELLS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tqdm import tqdm
+
+    from ..presets import BlockSettings
+    from ._arrays import Predicted
+    from ._inputs import DropoutBlock
+
+    Estimate = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    """Takes cells, genes, predictions and dropout probabilities, vectors; gives counts and standard deviations."""
+
+MIN_DETECTION = 0.05  # rarer genes keep what is expected without a network: their counts hardly exceed 1
+FEWEST_COUNTS = 3
+BATCH_ENTRIES = 60_000  # of cells x genes in a batch
+LARGEST_BATCH = 64
+VALIDATION_ENTRIES = 600_000
+CORRELATION_BYTES = 2**27
+
+
+class BlockNetworks(ABC):
+    """Networks for all cells and genes.
+
+    Parameters
+    ----------
+    settings
+        Of the preset.
+    random_state
+        Seed.
+    """
+
+    def __init__(self, settings: BlockSettings, random_state: int) -> None:
+        self.settings = settings
+        self.random_state = random_state
+        self.history: list[dict[str, Any]] = []
+        self.deviations: list[tuple[np.ndarray, sp.csr_array]] = []
+        self._weights: list[list[np.ndarray]] = []
+
+    @property
+    @abstractmethod
+    def n_stages(self) -> int:
+        """Stages of the training, for the progress bar."""
+
+    @abstractmethod
+    def _fit(self, counts: sp.csr_array, cells: np.ndarray, bar: tqdm[Any]) -> None:
+        """Train on some of the cells."""
+
+    @abstractmethod
+    def _network(self, weights: list[np.ndarray] | None = None, seed: int = 0) -> Any:
+        """Build a network."""
+
+    @abstractmethod
+    def predict(
+        self, counts: sp.csr_array, cells: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Some of the cells, block by block, with predictions and their deviations, ``(n_block, n_genes)`` float32."""
+
+    def fit_fill(
+        self,
+        counts: sp.csr_array,
+        codes: np.ndarray,
+        names: list[str],
+        trusted: list[np.ndarray],
+        block: DropoutBlock,
+        *,
+        closed: list[np.ndarray],
+        estimate: Estimate | None = None,
+        verbose: bool = False,
+    ) -> Iterator[tuple[np.ndarray, list[Predicted]]]:
+        """Train on all cells that have a cluster; yields cells and what is predicted for them."""
+        from tqdm.auto import tqdm
+
+        cells = np.flatnonzero(codes >= 0)
+        if cells.size < FEWEST_CELLS:
+            logger.info("%d cells, fewer than the %d it takes to train", cells.size, FEWEST_CELLS)
+            self.status = np.full((counts.shape[1], len(names)), TOO_FEW_CELLS, dtype=np.int8)
+            return
+        self.status = np.where(np.stack(closed, axis=1), NO_GAIN, NOTHING_MISSING).astype(np.int8)
+        self.status[~np.stack(trusted, axis=1)] = NOT_MODELLED
+        with tqdm(total=self.n_stages, desc="cnnImpute", unit="stage", disable=None if verbose else True) as bar:
+            self._fit(counts, cells, bar)
+        yield from self.fill(counts, codes, block, estimate)
+
+    def fill(
+        self, counts: sp.csr_array, codes: np.ndarray, block: DropoutBlock, estimate: Estimate | None = None
+    ) -> Iterator[tuple[np.ndarray, list[Predicted]]]:
+        """Predict the missing entries of cells that have a cluster; yields blocks of cells."""
+        usable = ~np.isin(self.status, (NOT_MODELLED, NO_GAIN, TOO_FEW_CELLS))
+        genes = np.arange(counts.shape[1])
+        members = np.flatnonzero((codes >= 0) & np.asarray(usable.any(axis=0))[codes])
+        self.deviations = []
+        for cells, predicted, deviation in self.predict(counts, members):
+            probability = block(cells, genes)
+            missing = usable.T[codes[cells]] & (probability > self.settings.threshold)
+            missing[counts[cells].nonzero()] = False
+            rows, columns = missing.nonzero()
+            found = predicted[rows, columns]
+            if estimate is not None:
+                values, spread = estimate(cells[rows], columns, found, probability[rows, columns])
+            else:
+                values = np.expm1(found)
+                spread = np.zeros_like(found) if deviation is None else deviation[rows, columns]
+            self.status[columns, codes[cells[rows]]] = IMPUTED
+            where = (rows, columns)
+            shape = missing.shape
+            self.deviations.append((cells, sp.csr_array((spread.astype(np.float32), where), shape=shape)))
+            yield cells, [(genes, sp.csr_array((values.astype(np.float32), where), shape=shape))]
+
+    def _choose_genes(self, detected: np.ndarray, n_cells: int) -> None:
+        """Genes that a network predicts and reads."""
+        self._genes = np.flatnonzero(detected >= max(MIN_DETECTION * n_cells, FEWEST_COUNTS))
+
+    @property
+    def _trainable(self) -> bool:
+        return self._genes.size > self.settings.n_top
+
+    def _batch_size(self) -> int:
+        return int(np.clip(BATCH_ENTRIES // max(self._genes.size, 1), 2, LARGEST_BATCH))
+
+    def _check_rows(self, cells: np.ndarray) -> np.ndarray:
+        """Batches of some of these cells, ``(n_batches, batch_size)``, for the validation loss."""
+        height = self._batch_size()
+        n = int(np.clip(VALIDATION_ENTRIES // self._genes.size // height, 1, -(-cells.size // height)))
+        return np.resize(cells, (n, height))
+
+    def _run_models(self, models: list[Any], rows: np.ndarray, inputs: Callable[[np.ndarray], list[np.ndarray]]) -> Any:
+        """Mean prediction of the networks for a batch of at most the usual size; 0 without networks."""
+        if not models:
+            return np.float32(0)
+        # One shape for all batches: a new one would be compiled anew.
+        padded = np.resize(rows, self._batch_size())
+        batch = inputs(padded)
+        return np.mean([np.asarray(model.predict_on_batch(batch))[: rows.size] for model in models], axis=0)
+
+    def _remember(self, member: int, model: Any, history: dict[str, list[float]]) -> None:
+        sizes = {"n_targets": int(self._genes.size), "n_inputs": int(self._genes.size)}
+        self.history.append({"cluster": "all", "subset": member, **sizes, **history})
+        self._weights.append(model.get_weights())
+
+
+def batches(rng: np.random.Generator, cells: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Endless batches: the cells in one random order after the other."""
+    order = np.empty(0, dtype=cells.dtype)
+    while True:
+        while order.size < size:
+            order = np.concatenate([order, rng.permutation(cells)])
+        yield order[:size]
+        order = order[size:]
+
+
+def correlated_genes(residuals: np.ndarray, n_top: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each gene the others of highest absolute correlation, and the correlations; both ``(n_genes, n_top)``.
+
+    Entries that are not visible count as no residual.
+    """
+    n_genes = residuals.shape[1]
+    if n_genes <= n_top:
+        return np.zeros((n_genes, n_top), dtype=np.int64), np.zeros((n_genes, n_top), dtype=np.float32)
+    dense = residuals / np.sqrt(np.maximum((residuals**2).sum(axis=0), 1e-6))
+    neighbours = np.empty((n_genes, n_top), dtype=np.int64)
+    correlations = np.empty((n_genes, n_top), dtype=np.float32)
+    width = max(1, CORRELATION_BYTES // (4 * n_genes))
+    for start in range(0, n_genes, width):
+        with single_threaded_blas():
+            block = dense[:, start : start + width].T @ dense
+        own = np.arange(block.shape[0])
+        block[own, start + own] = 0  # a target is not among its own inputs
+        strength = np.abs(block)
+        top = np.argpartition(-strength, n_top - 1, axis=1)[:, :n_top]
+        order = np.argsort(-np.take_along_axis(strength, top, axis=1), axis=1, kind="stable")
+        top = np.take_along_axis(top, order, axis=1)
+        neighbours[start : start + width] = top
+        correlations[start : start + width] = np.take_along_axis(block, top, axis=1)
+    return neighbours, correlations

@@ -1,0 +1,203 @@
+"""How many molecules were missed at a zero: a network that corrects expected counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._blocks import BlockNetworks, batches, correlated_genes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import scipy.sparse as sp
+    from tqdm import tqdm
+
+    from ..presets import BlockSettings
+
+N_CHANNELS = 3
+N_OWN_FEATURES = 4
+VALIDATION_SHARE = 0.1  # of the cells
+FEWEST_VALIDATION_CELLS = 10
+LOWEST_RATE = 1e-3  # added before a logarithm
+FLOOR_VARIANCE = 0.01
+RESIDUAL_RANGE = (-5.0, 8.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectedCounts:
+    """What is expected of every count, and of each of two sets that the molecules were split into.
+
+    Attributes
+    ----------
+    train, test
+        ``(n_cells, n_genes)`` counts of the two sets.
+    train_scores, train_loadings
+        ``(n_cells, k)`` and ``(n_genes, k)``; their product is expected of `train`, of which alone it was learnt.
+    scores, loadings
+        The same for all counts; factor by factor like those of `train`.
+    shape
+        ``(n_genes,)`` shapes of the negative binomial distributions around them.
+    """
+
+    train: sp.csr_array
+    test: sp.csr_array
+    train_scores: np.ndarray
+    train_loadings: np.ndarray
+    scores: np.ndarray
+    loadings: np.ndarray
+    shape: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Counts and expectations that inputs are made of."""
+
+    counts: sp.csr_array
+    scores: np.ndarray
+    loadings: np.ndarray
+    cells: np.ndarray  # features
+
+
+class RateNetworks(BlockNetworks):
+    """Correct how many molecules are expected where none was counted.
+
+    The network reads how far the counts of the genes most correlated with each target are from their expectations,
+    the target's own count and expectation, and the cell's profile, all of one set of molecules; it learns to predict
+    the logarithm of what the other set holds over what was expected of it. The sets share no molecule, so that there
+    is nothing to hide.
+
+    Parameters
+    ----------
+    settings
+        Of the preset.
+    random_state
+        Seed.
+    expected
+        Counts that were split, and their expectations.
+    """
+
+    def __init__(self, settings: BlockSettings, random_state: int, expected: ExpectedCounts) -> None:
+        super().__init__(settings, random_state)
+        self.expected = expected
+
+    @property
+    def n_stages(self) -> int:
+        """Correlated genes, and the networks."""
+        return 1 + self.settings.n_members
+
+    def _fit(self, counts: sp.csr_array, cells: np.ndarray, bar: tqdm[Any]) -> None:
+        """Train on the split counts of the cells."""
+        from ._block_model import held_out_deviance, train_block_network  # noqa: F401 - loads Keras before the work
+
+        given = self.expected
+        self._choose_genes(np.bincount(counts[cells].indices, minlength=counts.shape[1]), cells.size)
+        self._shape = given.shape[self._genes]
+        train = self._source(given.train, given.train_scores, given.train_loadings)
+        mean = train.scores[cells].mean(axis=0) @ train.loadings.T
+        level = np.log(mean + LOWEST_RATE)
+        residuals = np.concatenate(
+            [self._residuals(train, rows)[0] for rows in np.array_split(cells, max(1, cells.size // 256))]
+        )
+        self._neighbours, self._correlations = correlated_genes(residuals, self.settings.n_top)
+        self._features = np.column_stack([level - level.mean(), np.log(self._shape), self._correlations])
+        bar.update()
+        seeds = np.random.SeedSequence(self.random_state).spawn(self.settings.n_members)
+        self.history, self._weights = [], []
+        for member, seed in enumerate(seeds):
+            if self._trainable:
+                self._train(train, cells, np.random.default_rng(seed), member)
+            bar.update()
+
+    def _source(self, counts: sp.csr_array, scores: np.ndarray, loadings: np.ndarray) -> _Source:
+        depth = np.log(np.maximum(counts.sum(axis=1, dtype=np.float64), 1.0))
+        profile = np.log(scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12) + 1e-4)
+        return _Source(
+            counts=counts,
+            scores=scores.astype(np.float32),
+            loadings=loadings[self._genes].astype(np.float32),
+            cells=np.column_stack([profile, depth - depth.mean()]).astype(np.float32),
+        )
+
+    def _residuals(self, source: _Source, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pearson residuals, counts and expectations, ``(n_rows, n_network_genes)`` float32."""
+        counts = source.counts[rows][:, self._genes].toarray().astype(np.float32)
+        expected = source.scores[rows] @ source.loadings.T
+        variance = expected + expected**2 / self._shape.astype(np.float32) + FLOOR_VARIANCE
+        return np.clip((counts - expected) / np.sqrt(variance), *RESIDUAL_RANGE), counts, expected
+
+    def _inputs(self, source: _Source, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Blocks of correlated genes, features of the targets and of the cells; also the expected counts."""
+        residuals, counts, expected = self._residuals(source, rows)
+        level = np.log(expected + np.float32(LOWEST_RATE))
+        around = self._neighbours.ravel()
+        beside = residuals[:, around]
+        blocks = np.stack([beside, level[:, around], beside * self._correlations.ravel()], axis=-1)
+        own = np.stack([level, counts == 0, np.log1p(counts), residuals], axis=-1)
+        shared = np.broadcast_to(self._features, (rows.size, *self._features.shape))
+        of_gene = np.concatenate([own, shared], axis=-1)
+        return [blocks.astype(np.float32), of_gene.astype(np.float32), source.cells[rows]], expected
+
+    def _network(self, weights: list[np.ndarray] | None = None, seed: int = 0) -> Any:
+        from ._block_model import build_block_network, held_out_deviance
+
+        sizes = (
+            self._genes.size,
+            N_CHANNELS,
+            N_OWN_FEATURES + self._features.shape[1],
+            self.expected.scores.shape[1] + 1,
+        )
+        model = build_block_network(sizes, held_out_deviance, self.settings, seed)
+        if weights is not None:
+            model.set_weights(weights)
+        return model
+
+    def _train(self, source: _Source, cells: np.ndarray, rng: np.random.Generator, member: int) -> None:
+        """Train one network on most cells; the others decide when it is best."""
+        from ._block_model import train_block_network
+
+        model = self._network(seed=int(rng.integers(2**30)))
+        test = self.expected.test
+        first = source.counts.sum(axis=1, dtype=np.float64)
+        ratio = np.divide(test.sum(axis=1, dtype=np.float64), first, out=np.zeros_like(first), where=first > 0)
+        order = rng.permutation(cells)
+        n_validation = max(min(FEWEST_VALIDATION_CELLS, cells.size // 2), int(VALIDATION_SHARE * cells.size))
+
+        def batch(rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+            inputs, expected = self._inputs(source, rows)
+            held_out = test[rows][:, self._genes].toarray()
+            answer = np.stack([held_out, expected * ratio[rows][:, None]], axis=-1)
+            return inputs, answer.astype(np.float32)
+
+        drawn = batches(rng, order[n_validation:], self._batch_size())
+        history = train_block_network(
+            model,
+            lambda: batch(next(drawn)),
+            [partial(batch, rows) for rows in self._check_rows(order[:n_validation])],
+            self.settings.n_steps,
+        )
+        self._remember(member, model, history)
+
+    def predict(
+        self, counts: sp.csr_array, cells: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Blocks of cells with the log factor by which the network changes the molecules expected after a zero."""
+        from ._block_model import LARGEST_CORRECTION
+
+        given = self.expected
+        source = self._source(counts, given.scores, given.loadings)
+        models = [self._network(weights) for weights in self._weights]
+        shape = self._shape.astype(np.float32)
+        for start in range(0, cells.size, self._batch_size()):
+            rows = cells[start : start + self._batch_size()]
+            factor = np.zeros((rows.size, counts.shape[1]), dtype=np.float32)
+            if models:
+                found = self._run_models(models, rows, lambda padded: self._inputs(source, padded)[0])
+                expected = source.scores[rows] @ source.loadings.T
+                # What a count of zero changes without any network is in the model already.
+                known = np.log(shape / (shape + expected))
+                factor[:, self._genes] = np.clip(found, -LARGEST_CORRECTION, LARGEST_CORRECTION) - known
+            yield rows, factor, None
