@@ -221,7 +221,10 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
 def test_training_leaves_stderr_to_us(source: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scanpy_cnnimpute._cli", "impute", source, tmp_path / "out.h5ad"]
     run = subprocess.run(
-        [*map(str, command), "--cluster-key", "type", "--n-steps", "2", "--quiet"], check=True, capture_output=True, text=True
+        [*map(str, command), "--cluster-key", "type", "--n-steps", "2", "--quiet"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert run.stderr == ""
     assert run.stdout == ""

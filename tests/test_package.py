@@ -22,7 +22,6 @@ from anndata import AnnData
 import scanpy_cnnimpute as scnn
 
 
-
 def functions(*modules: Any) -> list[Any]:
     found = [getattr(module, name) for module in modules for name in module.__all__]
     return [function for function in found if inspect.isfunction(function)]

@@ -148,9 +148,11 @@ def thinning(adata: ad.AnnData, name: str, seed: int, share: float, out: Path) -
         scnn.pp.dropout_prob(part, capture_efficiency=efficiency, random_state=seed, store="layer")
         seconds[method] = time.perf_counter() - started
         probability[method] = part.layers["dropout_prob"][zero]
-        for label, gate in ((method, True), (f"{method}, no gate", False)):
-            scnn.pp.cnn_impute(part, gate=gate, random_state=seed, verbose=False)
-            found[label] = dense(part.layers["cnn_imputed"])
+        scnn.pp.cnn_impute(part, random_state=seed, verbose=False)
+        found[method] = dense(part.layers["cnn_imputed"])
+    scnn.pp.dropout_prob(part, capture_efficiency=share, random_state=seed, store="params")
+    scnn.pp.cnn_impute(part, gate=False, random_state=seed, verbose=False)
+    found["cnn_impute, no gate"] = dense(part.layers["cnn_imputed"])
     clusters = part.obs["cnn_cluster"].to_numpy()
     for method in metrics.BASELINES:
         found[method] = metrics.baseline_estimates(thinned, method, clusters=clusters, random_state=seed)

@@ -122,6 +122,8 @@ class CalibratedModel:
         probability: np.ndarray,
         correction: np.ndarray,
         library_size: np.ndarray,
+        *,
+        logarithmic: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         """What a count of zero is expected to be worth, were all molecules counted.
 
@@ -135,6 +137,8 @@ class CalibratedModel:
             Logarithms of what the molecules missed there, as the probabilities imply them, are multiplied by.
         library_size
             ``(n_cells,)`` total counts.
+        logarithmic
+            Take the mean of log1p(CP10k) and turn it back into counts, rather than the mean of the counts.
 
         Returns
         -------
@@ -143,8 +147,8 @@ class CalibratedModel:
         Notes
         -----
         With N missed molecules, each worth ``s = 10,000 c / L`` per 10,000: the mean of log1p(s N), as the
-        probability that there are any times the mean given that there are, turned back into counts. The mean of the
-        logarithms is what minimises the squared error of log-normalised data.
+        probability that there are any times the mean given that there are. The mean of the logarithms minimises the
+        squared error of log-normalised data, the mean of the counts the deviance of counts.
         """
         shape, efficiency = self.shape[genes], self.capture_efficiency[cells]
         missed = shape * np.expm1(-np.log1p(-np.minimum(probability, LARGEST_PROBABILITY)) / shape)
@@ -154,7 +158,7 @@ class CalibratedModel:
         first, second = log_moments_of_missed(missed, shape, unit * efficiency)
         mean = present * first
         spread = np.sqrt(np.maximum(present * second - mean**2, 0.0))
-        return np.expm1(mean) / unit, spread
+        return np.expm1(mean) / unit if logarithmic else missed * efficiency, spread
 
 
 def log_moments_of_missed(missed: np.ndarray, shape: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

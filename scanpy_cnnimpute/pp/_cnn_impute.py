@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from .._model_store import StoredModel
     from ._dropout_prob import Model
 
-Estimate = Literal["posterior_mean", "conditional"]
+Estimate = Literal["posterior_mean", "expected_count", "conditional"]
+POSTERIOR = ("posterior_mean", "expected_count")
 CONDITIONAL_THRESHOLD = 0.5
 # Standard errors. A gene that the model and the cluster's mean predict alike is better imputed than left at zero.
-GATE = 2.0
+GATE = 3.0
 
 
 def cnn_impute(
@@ -84,15 +85,16 @@ def cnn_impute(
         uses them for the gate and for the report.
     estimate
         ``"posterior_mean"``: what a zero is worth on average, its dropout probability times what would be there, on
-        the scale of log1p(CP10k); needs a calibrated dropout model. ``"conditional"``: what the network predicts a
-        count to be if it is not zero. Default: the first where it is possible, the second with ``preset="paper"``.
+        the scale of log1p(CP10k); for log-normalised data. ``"expected_count"``: the same on the scale of counts, which
+        is larger; for sums over cells. Both need a calibrated dropout model. ``"conditional"``: what the network
+        predicts a count to be if it is not zero. Default: the first where it is possible, else the last.
     gate
         Leave a gene as it is in the clusters where held-out molecules were predicted worse than by the cluster's mean,
-        by more than two standard errors. Default: where the dropout model knows, not with ``preset="paper"``.
+        by more than three standard errors. Default: where the dropout model knows, not with ``preset="paper"``.
     return_std
         Default preset: also write the standard deviations.
     threshold
-        A zero is imputed where its dropout probability is above this value (0.5; posterior mean: 0.01, what is
+        A zero is imputed where its dropout probability is above this value (conditional: 0.5; else 0.01: what is
         rarer stays zero and keeps sparse data sparse).
     n_top
         Input genes chosen for each target gene (5).
@@ -139,7 +141,7 @@ def cnn_impute(
         the input is sparse, else dense; float32 where that holds the counts of the input, else float64.
     ``.layers[f"{key_added}_std"]``
         With ``return_std=True``: ``(n_obs, n_vars)`` float32 standard deviations at the imputed entries, 0 elsewhere:
-        of log1p(counts) around the conditional estimate, of log1p(CP10k) around the posterior mean.
+        of log1p(counts) around the conditional estimate, else of log1p(CP10k).
     ``.uns[key_added]``
         ``params`` (with ``units``), ``written`` (the keys of this call); ``history``: DataFrame with
         ``cluster``, ``subset``, ``epoch``, ``loss``, ``val_loss`` (paper: of log1p counts, or counts with
@@ -222,7 +224,7 @@ def cnn_impute(
         results.add("layers", f"{key_added}_std", deviation)
     results.add("layers", key_added, imputed)
     summary = _summary(imputer, labels, counts, imputed)
-    units = {"posterior_mean": "log1p(CP10k)", "conditional": "log1p(counts)"}[estimate]
+    units = "log1p(CP10k)" if estimate in POSTERIOR else "log1p(counts)"
     results.write(
         {
             "history": _history(imputer.history_),
@@ -258,8 +260,8 @@ def _check_choices(preset: str, estimate: str | None, gate: Any, return_std: boo
         raise ValueError(msg)
     if gate is not None:
         check_number("gate", gate, bool)
-    if preset == "paper" and (estimate == "posterior_mean" or gate or return_std):
-        msg = "estimate='posterior_mean', gate=True and return_std=True need preset='default', not preset='paper'."
+    if preset == "paper" and (estimate in POSTERIOR or gate or return_std):
+        msg = f"estimate in {list(POSTERIOR)}, gate=True and return_std=True need preset='default', not 'paper'."
         raise ValueError(msg)
 
 
@@ -275,10 +277,10 @@ def _choose(
     stored = has_model(adata, dropout_key)
     calibrated = adata.uns[dropout_key]["params"]["model"] == "calibrated" if stored else not own
     able = preset != "paper" and calibrated
-    if (estimate == "posterior_mean" or gate) and not able:
+    if (estimate in POSTERIOR or gate) and not able:
         msg = (
-            f"estimate='posterior_mean' and gate=True need a calibrated dropout model, and {dropout_key!r} is none. "
-            "Run pp.dropout_prob(adata, model='calibrated') or pass estimate='conditional', gate=False."
+            f"estimate in {list(POSTERIOR)} and gate=True need a calibrated dropout model, and {dropout_key!r} is none."
+            " Run pp.dropout_prob(adata, model='calibrated') or pass estimate='conditional', gate=False."
         )
         raise ValueError(msg)
     return estimate or ("posterior_mean" if able else "conditional"), able if gate is None else gate
@@ -312,8 +314,8 @@ def _options(stored: StoredModel, counts: sp.csr_array, estimate: Estimate, gate
     if gate and stored.gain is not None:
         closed = stored.gain < -GATE
         options["no_gain"] = {name: closed[:, position] for position, name in enumerate(stored.names)}
-    if estimate == "posterior_mean" and isinstance(stored.model, CalibratedModel):
-        options |= _posterior_mean(stored, stored.model, counts)
+    if estimate in POSTERIOR and isinstance(stored.model, CalibratedModel):
+        options |= _posterior(stored, stored.model, counts, logarithmic=estimate == "posterior_mean")
     return options
 
 
@@ -330,7 +332,9 @@ def _probability(stored: StoredModel, counts: sp.csr_array) -> Callable[[np.ndar
     return probability
 
 
-def _posterior_mean(stored: StoredModel, model: CalibratedModel, counts: sp.csr_array) -> dict[str, Any]:
+def _posterior(
+    stored: StoredModel, model: CalibratedModel, counts: sp.csr_array, *, logarithmic: bool
+) -> dict[str, Any]:
     """The estimate and what its network learns from, as the imputer asks for them."""
     # Again, rather than storing what only the network needs: both halves of the counts and their factors.
     fit = fit_calibrated(
@@ -344,7 +348,7 @@ def _posterior_mean(stored: StoredModel, model: CalibratedModel, counts: sp.csr_
     def estimate(
         cells: np.ndarray, genes: np.ndarray, correction: np.ndarray, probability: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        return model.posterior_mean(cells, genes, probability, correction, stored.library_size)
+        return model.posterior_mean(cells, genes, probability, correction, stored.library_size, logarithmic=logarithmic)
 
     expected = ExpectedCounts(
         train=fit.train,

@@ -1,0 +1,259 @@
+"""The calibrated dropout model: kernels against plain Python, recovery and calibration on simulated truth, storage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import scipy.stats
+from helpers import assert_only_added, simulate
+
+import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute import metrics
+from scanpy_cnnimpute.mixture import CalibratedModel, depth_efficiency, fit_calibrated, log_moments_of_missed
+from scanpy_cnnimpute.mixture import _factor_kernels as kernels
+
+WRITTEN = {
+    ("layers", "dropout_prob"),
+    ("obsm", "dropout_prob_scores"),
+    ("varm", "dropout_prob_loadings"),
+    ("varm", "dropout_prob_gain"),
+    ("var", "dropout_prob_shape"),
+    ("obs", "dropout_prob_capture_efficiency"),
+    ("obs", "dropout_prob_library_size"),
+    ("obs", "dropout_prob_cluster"),
+    ("uns", "dropout_prob"),
+}
+
+
+def planted(n_cells: int = 400, n_genes: int = 250, shape: float = 3.0, seed: int = 0) -> np.ndarray:
+    """Counts of all molecules: programs of genes, over-dispersed."""
+    rng = np.random.default_rng(seed)
+    programs = rng.dirichlet(np.full(n_genes, 0.3), size=4) * n_genes
+    weights = rng.dirichlet(np.full(4, 0.4), size=n_cells)
+    mean = weights @ programs * rng.gamma(4, 0.5, size=(n_cells, 1))
+    return rng.poisson(mean * rng.gamma(shape, 1 / shape, size=mean.shape))
+
+
+def test_allocate_against_plain_python() -> None:
+    rng = np.random.default_rng(0)
+    counts = sp.csr_array(rng.poisson(0.7, size=(6, 5)).astype(float))
+    own, other = rng.gamma(1, 1, size=(6, 3)), rng.gamma(1, 1, size=(5, 3))
+    out = np.empty_like(own)
+    kernels.allocate(counts.indptr, counts.indices, counts.data, own, other, out)
+    shares = own[:, None, :] * other[None]
+    shares /= shares.sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(out, (counts.toarray()[:, :, None] * shares).sum(axis=1))
+    assert out.sum() == pytest.approx(counts.sum())
+
+
+def test_shape_likelihood_is_the_negative_binomial() -> None:
+    rng = np.random.default_rng(0)
+    expected = rng.gamma(2, 1, size=(8, 3))
+    ratio = rng.uniform(0.5, 1.5, size=8)
+    train = rng.poisson(expected).astype(float)
+    test = rng.poisson(expected * ratio[:, None]).astype(float)
+    shapes = np.array([0.5, 4.0])
+    out = np.empty((3, 2))
+    kernels.shape_likelihood(train, test, expected, ratio, shapes, out)
+    for s, r in enumerate(shapes):
+        # Of the posterior rate: gamma with shape r + a and mean (r + a) / (r + mu).
+        mean = expected * ratio[:, None] * (r + train) / (r + expected)
+        size = r + train
+        exact = scipy.stats.nbinom.logpmf(test, size, size / (size + mean)).sum(axis=0)
+        constant = scipy.special.gammaln(test + 1).sum(axis=0)
+        np.testing.assert_allclose(out[:, s], exact + constant)
+
+
+@pytest.mark.parametrize(("mean", "shape"), [(1e-9, 2.0), (0.02, 0.3), (1.5, 5.0), (20.0, 1.0), (49.0, 100.0)])
+def test_moments_of_missed_molecules_against_sums(mean: float, shape: float) -> None:
+    n = np.arange(1, 5000)
+    mass = scipy.stats.nbinom.pmf(n, shape, shape / (shape + mean))
+    mass /= mass.sum()
+    first, second = log_moments_of_missed(np.array([mean]), np.array([shape]), np.array([2.0]))
+    assert first[0] == pytest.approx((mass * np.log1p(2 * n)).sum(), rel=1e-3)
+    assert second[0] == pytest.approx((mass * np.log1p(2 * n) ** 2).sum(), rel=2e-3)
+
+
+def test_moments_of_many_missed_molecules_are_near_those_of_a_draw() -> None:
+    rng = np.random.default_rng(0)
+    draw = np.log1p(0.5 * rng.negative_binomial(4, 4 / (4 + 300), size=200_000))
+    first, second = log_moments_of_missed(np.array([300.0]), np.array([4.0]), np.array([0.5]))
+    assert first[0] == pytest.approx(draw.mean(), abs=0.02)
+    assert np.sqrt(second[0] - first[0] ** 2) == pytest.approx(draw.std(), rel=0.1)
+
+
+def test_probability_by_hand() -> None:
+    model = CalibratedModel(
+        scores=np.array([[2.0], [1.0]], dtype=np.float32),
+        loadings=np.array([[0.5], [3.0], [0.0]], dtype=np.float32),
+        shape=np.array([1.0, 2.0, 5.0]),
+        capture_efficiency=np.array([0.5, 0.25]),
+    )
+    counts = sp.csr_array(np.array([[0, 4, 0], [0, 0, 0]]))
+    probability = model.probability(counts)
+    assert probability.dtype == np.float32
+    # mu = 1, r = 1, c = 1/2: 1 - (2 / 3); mu = .5, c = 1/4: 1 - 1.5 / 3; mu = 3, r = 2: 1 - (5 / 14)^2.
+    np.testing.assert_allclose(probability, [[1 / 3, 0, 0], [1 / 2, 1 - (5 / 14) ** 2, 0]], rtol=1e-6)
+    cells, genes = np.array([0, 1, 1]), np.array([0, 0, 1])
+    arguments = (cells, genes, probability[cells, genes], np.zeros(3), np.array([100.0, 100.0]))
+    counts_, _ = model.posterior_mean(*arguments, logarithmic=False)
+    # (1 / c - 1) mu r / (r + mu) molecules, of which each counts c.
+    np.testing.assert_allclose(counts_, [0.5 * 0.5, 3 * (0.5 / 1.5) * 0.25, 3 * 3 * (2 / 5) * 0.25], rtol=1e-5)
+    logarithmic, deviation = model.posterior_mean(*arguments, logarithmic=True)
+    assert (logarithmic < counts_).all()
+    assert (deviation > 0).all()
+
+
+@pytest.mark.parametrize(("efficiency", "best_brier"), [(0.2, 0.85), (0.5, 0.85), (0.8, 0.95)])
+def test_calibrated_against_the_truth(efficiency: float, best_brier: float) -> None:
+    truth = planted()
+    counts = metrics.thin_counts(truth, capture_efficiency=efficiency).astype(np.float32)
+    fit = fit_calibrated(
+        counts,
+        np.zeros(400, dtype=np.int64),
+        1,
+        capture_efficiency=np.full(400, efficiency),
+        random_state=0,
+    )
+    zero = counts.toarray() == 0
+    probability, dropout = fit.model.probability(counts)[zero], truth[zero] > 0
+    constant = dropout.mean() * (1 - dropout.mean())
+    assert metrics.expected_calibration_error(dropout, probability) < 0.03
+    assert metrics.brier_score(dropout, probability) < best_brier * constant
+    assert metrics.auroc(dropout, probability) > 0.75
+    # What it says of itself, without the truth.
+    assert metrics.expected_calibration_error(fit.present, fit.stated) < 0.03
+
+
+def test_dispersion_is_recovered() -> None:
+    shapes = []
+    for shape in (1.0, 20.0):
+        counts = sp.csr_array(planted(shape=shape).astype(np.float64))
+        fit = fit_calibrated(
+            counts, np.zeros(400, dtype=np.int64), 1, capture_efficiency=np.full(400, 0.5), random_state=0
+        )
+        shapes.append(np.median(fit.model.shape[counts.mean(axis=0) > 0.5]))
+    assert 0.5 < shapes[0] < 2
+    assert shapes[1] > 5
+
+
+def test_data_without_structure_give_gene_means() -> None:
+    rng = np.random.default_rng(0)
+    mean = rng.gamma(1, 1, size=100)
+    counts = sp.csr_array(rng.poisson(np.broadcast_to(mean, (300, 100))).astype(float))
+    fit = fit_calibrated(counts, np.zeros(300, dtype=np.int64), 1, capture_efficiency=np.full(300, 0.5), random_state=0)
+    library_size = counts.sum(axis=1)
+    flat = library_size[:, None] * (counts.sum(axis=0) / library_size.sum())
+    seen = mean > 0.3
+    ratio = (fit.model.expected() / flat)[:, seen]
+    assert np.quantile(np.abs(np.log(ratio)), 0.9) < 0.15
+
+
+def test_depth_efficiency() -> None:
+    library_size = np.array([0.0, 100.0, 4000.0, 1e6])
+    np.testing.assert_allclose(depth_efficiency(library_size), [1, 1 / 2.75, 0.5, 1e6 / 1.004e6])
+
+
+def test_what_is_written_and_read_back(adata: ad.AnnData, tmp_path: Any) -> None:
+    before = adata.copy()
+    scnn.pp.dropout_prob(adata, cluster_key="type", capture_efficiency=0.3)
+    pd.testing.assert_frame_equal(adata.var[before.var.columns], before.var)
+    before.var["dropout_prob_shape"] = adata.var["dropout_prob_shape"]
+    assert_only_added(before, adata, WRITTEN - {("var", "dropout_prob_shape")})
+    assert set(adata.obs["dropout_prob_capture_efficiency"]) == {0.3}
+    layer = adata.layers["dropout_prob"]
+    assert layer.dtype == np.float32
+    assert (layer[adata.X.toarray() > 0] == 0).all()
+    assert ((layer >= 0) & (layer <= 1)).all()
+    for suffix, read in (("h5ad", ad.read_h5ad), ("zarr", ad.read_zarr)):
+        path = tmp_path / f"x.{suffix}"
+        getattr(adata, f"write_{suffix}")(path)
+        again = read(path)
+        np.testing.assert_array_equal(scnn.get.dropout_prob(again), layer)
+        part = again[5:30, [7, 3, 20]].copy()
+        np.testing.assert_allclose(scnn.get.dropout_prob(part), layer[5:30][:, [7, 3, 20]], rtol=1e-5)
+    dask = scnn.get.dropout_prob(adata, kind="dask")
+    np.testing.assert_allclose(dask.compute(), layer, rtol=1e-5)
+
+
+def test_efficiency_of_every_cell_from_obs(adata: ad.AnnData) -> None:
+    adata.obs["spike_ins"] = np.where(np.arange(60) < 30, 0.1, 0.6)
+    scnn.pp.dropout_prob(adata, cluster_key="type", capture_efficiency="spike_ins")
+    mine = adata.layers["dropout_prob"]
+    scnn.pp.dropout_prob(adata, cluster_key="type", capture_efficiency=0.1)
+    np.testing.assert_array_equal(adata.layers["dropout_prob"][:30], mine[:30])
+    zero = adata.X.toarray()[30:] == 0
+    assert (adata.layers["dropout_prob"][30:][zero] > mine[30:][zero]).all()
+
+
+def test_everything_counted_leaves_no_dropouts(adata: ad.AnnData) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type", capture_efficiency=1)
+    assert not adata.layers["dropout_prob"].any()
+    scnn.pp.cnn_impute(adata, n_steps=2, verbose=False)
+    np.testing.assert_array_equal(adata.layers["cnn_imputed"].toarray(), adata.X.toarray())
+
+
+def test_models_replace_each_other_completely(adata: ad.AnnData) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
+    assert "dropout_prob_scores" not in adata.obsm
+    assert "dropout_prob_shape" not in adata.var
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    assert "dropout_prob_rate" not in adata.varm
+
+
+def test_degenerate_counts() -> None:
+    counts = np.zeros((12, 6), dtype=np.float32)
+    counts[:11, 0] = 3  # constant but for an empty cell
+    counts[3, 1] = 1  # one count
+    counts[:6, 2] = np.arange(6)
+    adata = ad.AnnData(sp.csr_matrix(counts))
+    adata.obs["one"] = pd.Categorical(["x"] * 12)
+    scnn.pp.dropout_prob(adata, cluster_key="one")
+    layer = adata.layers["dropout_prob"]
+    assert np.isfinite(layer).all()
+    assert not layer[11].any()
+    assert not layer[:, 3:].any()
+    scnn.pp.cnn_impute(adata, n_steps=2, verbose=False)
+    imputed = adata.layers["cnn_imputed"].toarray()
+    assert np.isfinite(imputed).all()
+    np.testing.assert_array_equal(imputed[11], 0)
+
+
+def test_refusals(adata: ad.AnnData) -> None:
+    adata.obs["bad"] = np.linspace(0, 1, 60)
+    adata.obs["text"] = "a"
+    for value in (0, 1.5, -0.1, "bad"):
+        with pytest.raises(ValueError, match="is not allowed: a share of the molecules, above 0 and at most 1"):
+            scnn.pp.dropout_prob(adata, cluster_key="type", capture_efficiency=value)
+    with pytest.raises(KeyError, match=r"capture_efficiency='none' is not in adata.obs. Available: \['type'"):
+        scnn.pp.dropout_prob(adata, cluster_key="type", capture_efficiency="none")
+    with pytest.raises(TypeError, match=r"adata.obs\['text'\] has dtype"):
+        scnn.pp.dropout_prob(adata, cluster_key="type", capture_efficiency="text")
+    with pytest.raises(ValueError, match="means nothing to model='gamma_normal'"):
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", capture_efficiency=0.5)
+    with pytest.raises(ValueError, match="random_state=-1 is not allowed"):
+        scnn.pp.dropout_prob(adata, cluster_key="type", random_state=-1)
+    assert "dropout_prob" not in adata.uns
+
+
+def test_collapse_is_said_loudly(caplog: pytest.LogCaptureFixture) -> None:
+    adata = scnn.datasets.five_cell_lines()[:, :400].copy()
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="cell_line")
+    assert "the gamma of most genes has collapsed onto the zeros" in caplog.text
+
+
+def test_same_seed_same_bits_and_clusters_do_not_matter() -> None:
+    adata = simulate()
+    scnn.pp.dropout_prob(adata, cluster_key="type")
+    first = adata.layers["dropout_prob"].copy()
+    adata.obs["other"] = pd.Categorical(np.arange(60) % 3)
+    scnn.pp.dropout_prob(adata, cluster_key="other")
+    np.testing.assert_array_equal(adata.layers["dropout_prob"], first)
+    scnn.pp.dropout_prob(adata, cluster_key="type", random_state=1)
+    assert (adata.layers["dropout_prob"] != first).any()
