@@ -130,6 +130,8 @@ def _mirror(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> No
             options["action"] = argparse.BooleanOptionalAction
         elif first.startswith("Sequence"):
             options.update(nargs="+", metavar="KEY")
+        elif annotation.startswith("float | str"):
+            options.update(type=_number_or_key, metavar="FLOAT|KEY")
         elif first in {"int", "float"}:
             options.update(type={"int": int, "float": float}[first], metavar=first.upper())
         elif first == "str":
@@ -137,6 +139,13 @@ def _mirror(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> No
         else:  # a Literal of the function's module
             options["choices"] = get_args(getattr(namespace, first))
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
+
+
+def _number_or_key(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _summary(function: Callable[..., Any]) -> str:

@@ -58,6 +58,21 @@ def test_dropout_impute_evaluate(source: Path, tmp_path: Path, capsys: pytest.Ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["i.h5ad", "in.h5ad", "p.h5ad", "t.csv"]
 
 
+def test_capture_efficiency_is_a_number_or_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adata = simulate()
+    adata.obs["recovered"] = 0.25
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    layers = []
+    for value in ("0.25", "recovered"):
+        out = tmp_path / f"{value}.h5ad"
+        command = ["dropout", str(tmp_path / "in.h5ad"), str(out), "--cluster-key", "type", "--quiet"]
+        assert _cli.main([*command, "--capture-efficiency", value]) == 0
+        layers.append(ad.read_h5ad(out).layers["dropout_prob"])
+    np.testing.assert_array_equal(*layers)
+    line = error_of(capsys, *command[:2], tmp_path / "no.h5ad", *command[3:], "--capture-efficiency", "2")
+    assert "capture_efficiency=2.0 is not allowed" in line
+
+
 def test_zarr_in_and_out(source: Path, tmp_path: Path) -> None:
     store, out = tmp_path / "a.zarr", tmp_path / "b.zarr"
     ad.read_h5ad(source).write_zarr(store)

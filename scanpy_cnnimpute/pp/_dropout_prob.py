@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from scipy.sparse import csr_array
 
+    from ..tl._cluster import Method as ClusterMethod
+
 Model = Literal["calibrated", "gamma_normal"]
 Store = Literal["auto", "layer", "params"]
 DEFAULT_CLUSTER_KEY = "cnn_cluster"
 # How each model's clusters are found if there are none.
-CLUSTERED_BY: dict[str, tl.ClusterMethod] = {"calibrated": "leiden", "gamma_normal": "adp"}
+CLUSTERED_BY: dict[str, ClusterMethod] = {"calibrated": "leiden", "gamma_normal": "adp"}
 CALLED = 0.5
 
 
