@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from .. import metrics, tl
+from .. import metrics
 from .._counts import check_adata, get_counts
 from .._logging import logger
 from .._model_store import (
@@ -22,6 +22,7 @@ from .._model_store import (
 from .._results import Results, check_keys, cluster_codes
 from ..mixture import depth_efficiency, fit_calibrated, fit_mixture
 from ..presets import check_number
+from ..tl._cluster import cluster
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -153,7 +154,7 @@ def dropout_prob(
         raise ValueError(msg)
     efficiency = _efficiency(adata, model, capture_efficiency, library_size)
     if cluster_key == DEFAULT_CLUSTER_KEY and cluster_key not in adata.obs:
-        tl.cluster(adata, layer=layer, method=CLUSTERED_BY[model], key_added=cluster_key)
+        cluster(adata, layer=layer, method=CLUSTERED_BY[model], key_added=cluster_key)
     clusters, names = cluster_codes(adata, cluster_key, caller="pp.dropout_prob")
     # A cell without counts has no library to scale to, and tells nothing about any gene.
     clusters = np.where(library_size > 0, clusters, -1)
