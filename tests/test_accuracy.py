@@ -189,6 +189,12 @@ def test_eval_imputation_of_the_paper_and_without_clusters(adata: ad.AnnData) ->
     assert adata.uns["eval_imputation"]["params"]["preset"] == "paper"
 
 
+def test_eval_imputation_with_cells_of_no_cluster(adata: ad.AnnData) -> None:
+    adata.obs["some"] = adata.obs["type"].where(np.arange(60) > 5)
+    table = scnn.tl.eval_imputation(adata, how="thinning", cluster_key="some", n_seeds=1, settings={"n_steps": 2})
+    assert np.isfinite(table["mse"]).all()
+
+
 def test_eval_imputation_refusals(adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match="how='guessing' is not known"):
         scnn.tl.eval_imputation(adata, how="guessing")
@@ -196,6 +202,8 @@ def test_eval_imputation_refusals(adata: ad.AnnData) -> None:
         scnn.tl.eval_imputation(adata, preset="fast")
     with pytest.raises(ValueError, match="n_seeds=0 is not allowed"):
         scnn.tl.eval_imputation(adata, n_seeds=0)
+    with pytest.raises(ValueError, match=r"\['estimate'\] are chosen by tl.eval_imputation"):
+        scnn.tl.eval_imputation(adata, settings={"estimate": "conditional"})
     with pytest.raises(KeyError, match=r"cluster_key='x' is not in adata\.obs"):
         scnn.tl.eval_imputation(adata, cluster_key="x")
     adata.uns["mine"] = 1

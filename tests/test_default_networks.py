@@ -13,6 +13,7 @@ from helpers import KINDS, assert_only_added, simulate
 
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute import CNNImputer, metrics
+from scanpy_cnnimpute._model_store import load_model
 from scanpy_cnnimpute.network import STATUSES, _block_model, _blocks, _low_rank
 from scanpy_cnnimpute.presets import resolve
 
@@ -179,6 +180,18 @@ def test_posterior_mean_recovers_thinned_counts() -> None:
     adata.layers["dropout_prob"] = np.zeros(adata.shape, dtype=np.float32)
     scnn.pp.cnn_impute(adata, **FAST)
     np.testing.assert_array_equal(adata.layers["cnn_imputed"].toarray(), adata.X.toarray())
+
+
+def test_a_network_that_learnt_nothing_changes_nothing(adata: ad.AnnData) -> None:
+    scnn.pp.dropout_prob(adata, cluster_key="type", capture_efficiency=0.3)
+    scnn.pp.cnn_impute(adata, gate=False, threshold=0, n_steps=1, learning_rate=1e-12, verbose=False)
+    rows, columns = np.nonzero(adata.X.toarray() == 0)
+    model = load_model(adata, "dropout_prob").model
+    probability = adata.layers["dropout_prob"][rows, columns]
+    library_size = adata.obs["dropout_prob_library_size"].to_numpy()
+    plain, _ = model.posterior_mean(rows, columns, probability, np.zeros(rows.size), library_size, logarithmic=True)
+    np.testing.assert_allclose(adata.layers["cnn_imputed"].toarray()[rows, columns], plain, rtol=1e-4)
+    assert (adata.uns["cnn_imputed"]["summary"]["n_networks"] == 1).all()
 
 
 def test_gate_leaves_genes_as_they_are(adata: ad.AnnData) -> None:

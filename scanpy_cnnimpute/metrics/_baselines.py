@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from .._matrix import to_csr
 from .._threads import single_threaded_blas
@@ -49,6 +50,7 @@ def baseline_estimates(counts: Any, method: str, *, clusters: Any = None, random
     Examples
     --------
     >>> import numpy as np
+    import pandas as pd
     >>> baseline_estimates(np.array([[2, 0], [2, 2]]), "nonzero_mean").round(6).tolist()
     [[2.0, 2.0], [2.0, 2.0]]
     """
@@ -56,7 +58,8 @@ def baseline_estimates(counts: Any, method: str, *, clusters: Any = None, random
         msg = f"method={method!r} is not known. Available: {list(BASELINES)}."
         raise ValueError(msg)
     dense = to_csr(counts).toarray().astype(np.float64)
-    labels = np.zeros(dense.shape[0]) if clusters is None else np.asarray(clusters)
+    # Cells without a label are a group of their own.
+    labels = np.zeros(dense.shape[0]) if clusters is None else pd.Categorical(clusters).codes
     return BASELINES[method](dense, labels, random_state)
 
 

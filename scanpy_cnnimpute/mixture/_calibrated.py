@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCALE = 1e4  # CP10k
-LARGEST_PROBABILITY = 1 - 1e-6  # beyond it the molecules that it implies run away
+LARGEST_PROBABILITY = 1 - 1e-6
 MORE_MOLECULES = 4000.0
 MOST_TIMES = 1.75
 
@@ -152,7 +152,8 @@ class CalibratedModel:
         """
         shape, efficiency = self.shape[genes], self.capture_efficiency[cells]
         missed = shape * np.expm1(-np.log1p(-np.minimum(probability, LARGEST_PROBABILITY)) / shape)
-        missed = missed * np.exp(correction)
+        # What the model says of a gene of any expression; probabilities from elsewhere may imply any number.
+        missed = np.minimum(missed, shape * (1 / efficiency - 1)) * np.exp(correction)
         present = -np.expm1(-shape * np.log1p(missed / shape))
         unit = SCALE / np.maximum(library_size[cells], 1.0)
         first, second = log_moments_of_missed(missed, shape, unit * efficiency)

@@ -7,8 +7,9 @@ import math
 from numba import njit, prange
 
 TAIL = 1e-5  # share of the probability that sums over the number of missed molecules may leave out
-LARGE = 50.0  # mean above which they are not counted one by one
-MOST_TERMS = 2000
+SINGLE_TERMS = 64
+GROWTH = 0.04  # of a step, relative to where it is
+MOST_STEPS = 1000
 
 
 @njit(parallel=True, cache=True)
@@ -58,28 +59,37 @@ def shape_likelihood(train, test, expected, ratio, shapes, out):  # type: ignore
 def missed_moments(missed, shape, scale, first, second):  # type: ignore[no-untyped-def]
     """Mean and mean square of log1p(scale N) given N >= 1, N negative binomial; vectors.
 
-    Term by term where the mean is small, and for a gamma distribution of N where it is large.
+    Term by term at first; where the mean is large, in steps that grow with N, each standing for those that it passes.
     """
     for e in prange(missed.size):
         mean, r = missed[e], shape[e]
-        if mean > LARGE:
-            # Mean and variance of the logarithm of a gamma variable, by the first terms of their series.
-            middle = math.log1p(scale[e] * mean) - 0.5 / r - 1.0 / (12.0 * r * r)
-            middle = max(middle, math.log1p(scale[e]))
-            first[e] = middle
-            second[e] = middle * middle + 1.0 / r + 0.5 / (r * r)
-            continue
         step = mean / (r + mean)
-        log_none = -r * math.log1p(mean / r)
-        mass, present = math.exp(log_none), -math.expm1(log_none)
+        mass = math.exp(-r * math.log1p(mean / r))
+        present = -math.expm1(-r * math.log1p(mean / r))
         seen, total, squares, n = 0.0, 0.0, 0.0, 0
-        while seen < (1.0 - TAIL) * present and n < MOST_TERMS:
+        while n < SINGLE_TERMS and seen < (1.0 - TAIL) * present:
             n += 1
             mass *= (r + n - 1) / n * step
             value = math.log1p(scale[e] * n)
             seen += mass
             total += mass * value
             squares += mass * value * value
+        if seen < (1.0 - TAIL) * present:
+            constant = -math.lgamma(r) - r * math.log1p(mean / r)
+            log_step = -math.log1p(r / mean)
+            start = n + 0.5
+            for _ in range(MOST_STEPS):
+                width = max(1.0, math.floor(start * GROWTH))
+                middle = start + 0.5 * width
+                log_mass = math.lgamma(middle + r) - math.lgamma(middle + 1.0) + constant + middle * log_step
+                mass = width * math.exp(log_mass)
+                value = math.log1p(scale[e] * middle)
+                seen += mass
+                total += mass * value
+                squares += mass * value * value
+                start += width
+                if start > mean and mass < TAIL * seen:
+                    break
         # Too rare for a term to be left: one molecule.
         one = math.log1p(scale[e])
         first[e] = total / seen if seen > 0.0 else one

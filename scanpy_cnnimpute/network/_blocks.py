@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     Estimate = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
     """Takes cells, genes, predictions and dropout probabilities, vectors; gives counts and standard deviations."""
 
+ALL = "all"
+"""What stands for all clusters in the history of a network."""
+
 MIN_DETECTION = 0.05  # rarer genes keep what is expected without a network: their counts hardly exceed 1
 FEWEST_COUNTS = 3
 BATCH_ENTRIES = 60_000  # of cells x genes in a batch
@@ -148,7 +151,7 @@ class BlockNetworks(ABC):
 
     def _remember(self, member: int, model: Any, history: dict[str, list[float]]) -> None:
         sizes = {"n_targets": int(self._genes.size), "n_inputs": int(self._genes.size)}
-        self.history.append({"cluster": "all", "subset": member, **sizes, **history})
+        self.history.append({"cluster": ALL, "subset": member, **sizes, **history})
         self._weights.append(model.get_weights())
 
 

@@ -274,8 +274,12 @@ class CNNImputer:
         if self._networks is None:
             msg = "This CNNImputer is not fitted; call fit() first."
             raise RuntimeError(msg)
-        # Rate networks know the cells that they were trained on, and no others.
-        if not self.keep_models or isinstance(self._networks, RateNetworks):
+        if isinstance(self._networks, RateNetworks):
+            msg = (
+                "This CNNImputer was trained with expected=: it knows the cells that it was trained on, and no others."
+            )
+            raise RuntimeError(msg)  # noqa: TRY004 - not the type of an argument
+        if not self.keep_models:
             msg = "This CNNImputer did not keep its networks; create it with keep_models=True."
             raise RuntimeError(msg)
         counts = _arrays.checked_counts(X)
@@ -312,7 +316,7 @@ class CNNImputer:
             If the imputer is not fitted or did not keep its networks.
         """
         if self._networks is None or not self.keep_models or isinstance(self._networks, RateNetworks):
-            msg = "Only a fitted CNNImputer with keep_models=True can be saved."
+            msg = "Only a fitted CNNImputer with keep_models=True, and without expected=, can be saved."
             raise RuntimeError(msg)
         description = {
             "preset": self.preset,

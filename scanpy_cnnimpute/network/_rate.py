@@ -66,8 +66,8 @@ class RateNetworks(BlockNetworks):
     """Correct how many molecules are expected where none was counted.
 
     The network reads how far the counts of the genes most correlated with each target are from their expectations,
-    the target's own count and expectation, and the cell's profile, all of one set of molecules; it learns to predict
-    the logarithm of what the other set holds over what was expected of it. The sets share no molecule, so that there
+    the target's own count and expectation, and the cell's profile, all of one set of molecules; it learns the
+    logarithm of what the other set holds over what was to be expected of it. The sets share no molecule, so that there
     is nothing to hide.
 
     Parameters
@@ -169,7 +169,9 @@ class RateNetworks(BlockNetworks):
         def batch(rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
             inputs, expected = self._inputs(source, rows)
             held_out = test[rows][:, self._genes].toarray()
-            answer = np.stack([held_out, expected * ratio[rows][:, None]], axis=-1)
+            # What is expected once the first set is known: all entries teach, though only zeros are imputed.
+            known = (self._shape + np.expm1(inputs[1][..., 2])) / (self._shape + expected)
+            answer = np.stack([held_out, expected * ratio[rows][:, None] * known], axis=-1)
             return inputs, answer.astype(np.float32)
 
         drawn = batches(rng, order[n_validation:], self._batch_size())
@@ -190,14 +192,10 @@ class RateNetworks(BlockNetworks):
         given = self.expected
         source = self._source(counts, given.scores, given.loadings)
         models = [self._network(weights) for weights in self._weights]
-        shape = self._shape.astype(np.float32)
         for start in range(0, cells.size, self._batch_size()):
             rows = cells[start : start + self._batch_size()]
             factor = np.zeros((rows.size, counts.shape[1]), dtype=np.float32)
             if models:
                 found = self._run_models(models, rows, lambda padded: self._inputs(source, padded)[0])
-                expected = source.scores[rows] @ source.loadings.T
-                # What a count of zero changes without any network is in the model already.
-                known = np.log(shape / (shape + expected))
-                factor[:, self._genes] = np.clip(found, -LARGEST_CORRECTION, LARGEST_CORRECTION) - known
+                factor[:, self._genes] = np.clip(found, -LARGEST_CORRECTION, LARGEST_CORRECTION)
             yield rows, factor, None

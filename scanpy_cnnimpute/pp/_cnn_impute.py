@@ -15,7 +15,7 @@ from .._matrix import check_probabilities
 from .._model_store import all_keys, check_unchanged, has_model, load_model, stored_models
 from .._results import Results, check_keys, cluster_codes, column_names
 from ..mixture import CalibratedModel, fit_calibrated
-from ..network import STATUSES, CNNImputer, ExpectedCounts
+from ..network import ALL, STATUSES, CNNImputer, ExpectedCounts
 from ..presets import check_number
 from ._dropout_prob import DEFAULT_CLUSTER_KEY, dropout_prob
 
@@ -84,10 +84,11 @@ def cnn_impute(
         ``"cnn_cluster"`` if it is there, else all cells together. The paper trains networks in each; the default
         uses them for the gate and for the report.
     estimate
-        ``"posterior_mean"``: what a zero is worth on average, its dropout probability times what would be there, on
-        the scale of log1p(CP10k); for log-normalised data. ``"expected_count"``: the same on the scale of counts, which
-        is larger; for sums over cells. Both need a calibrated dropout model. ``"conditional"``: what the network
-        predicts a count to be if it is not zero. Default: the first where it is possible, else the last.
+        ``"posterior_mean"``: what a zero is worth on average, the molecules that its dropout probability implies,
+        corrected by the network, on the scale of log1p(CP10k); for log-normalised data. ``"expected_count"``: the same
+        on the scale of counts, which is larger; for sums over cells. Both need a calibrated dropout model.
+        ``"conditional"``: what the network predicts a count to be if it is not zero. Default: the first where it is
+        possible, else the last.
     gate
         Leave a gene as it is in the clusters where held-out molecules were predicted worse than by the cluster's mean,
         by more than three standard errors. Default: where the dropout model knows, not with ``preset="paper"``.
@@ -145,8 +146,9 @@ def cnn_impute(
     ``.uns[key_added]``
         ``params`` (with ``units``), ``written`` (the keys of this call); ``history``: DataFrame with
         ``cluster``, ``subset``, ``epoch``, ``loss``, ``val_loss`` (paper: of log1p counts, or counts with
-        ``log=False``; default: of hidden residuals in standard deviations, at each check, the first before any
-        training); ``status``: DataFrame genes x clusters, categorical: ``"imputed"`` or why not;
+        ``log=False``; default, at each check, the first before any training: Poisson deviance of held-out molecules
+        but for a constant, or for the conditional estimate of hidden residuals in standard deviations);
+        ``status``: DataFrame genes x clusters, categorical: ``"imputed"`` or why not;
         ``summary``: per cluster numbers of cells, networks, genes with each status, and imputed entries.
 
     Raises
@@ -450,7 +452,7 @@ def _summary(imputer: CNNImputer, labels: pd.Categorical, counts: sp.csr_array, 
         genes = np.bincount(imputer.status_[:, position], minlength=len(STATUSES))
         rows[cluster] = {
             "n_cells": int(cells.sum()),
-            "n_networks": sum(network["cluster"] == cluster for network in imputer.history_),
+            "n_networks": sum(network["cluster"] in {cluster, ALL} for network in imputer.history_),
             "n_entries": int(filled[cells].sum()),
             **{f"genes {status}": int(n) for status, n in zip(STATUSES, genes, strict=True)},
         }

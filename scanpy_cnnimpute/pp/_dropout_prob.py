@@ -114,7 +114,8 @@ def dropout_prob(
         for the gamma-normal model ``collapsed``, the share of modelled genes whose gamma describes the zeros alone;
         for the calibrated model ``dropouts`` (mean probability of its zeros) and ``gain`` (share of the genes that
         gain). For the calibrated model also ``reliability``: stated probability against observed share at zeros of
-        one part of the molecules, whose other part is the truth.
+        one part of the molecules, whose other part is the truth. It judges what is expected and its spread (fitted to
+        the same split), not the capture efficiency.
 
     Raises
     ------
@@ -255,8 +256,12 @@ def _efficiency(
     else:
         value = check_number("capture_efficiency", capture_efficiency, float)
         efficiency, name = np.full(adata.n_obs, float(value)), f"capture_efficiency={capture_efficiency!r}"
-    if not ((efficiency > 0) & (efficiency <= 1)).all():
-        msg = f"{name} is not allowed: a share of the molecules, above 0 and at most 1."
+    # Cells without counts have no dropout probability, and often no efficiency either.
+    efficiency = np.where(library_size > 0, efficiency, 1.0)
+    fits = (efficiency > 0) & (efficiency <= 1)
+    if not fits.all():
+        which = f"{name} is not allowed ({np.count_nonzero(~fits)} cells, the first {efficiency[~fits][0]})"
+        msg = f"{which}: a share of the molecules, above 0 and at most 1."
         raise ValueError(msg)
     return efficiency
 

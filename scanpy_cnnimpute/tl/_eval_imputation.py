@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 How = Literal["molecules", "masking", "thinning"]
 
 SCALE = 1e4
+# Keywords of pp.cnn_impute that a test decides itself.
+RESERVED = {
+    *("preset", "layer", "dropout_key", "cluster_key", "estimate", "return_std", "random_state", "key_added"),
+    *("verbose", "copy"),
+}
 FLOOR = 0.01  # of a gene's mean rate: what a prediction of nothing is taken for
 
 
@@ -119,6 +124,9 @@ def eval_imputation(
         codes, names = cluster_codes(adata, cluster_key, caller="tl.eval_imputation")
         labels = pd.Categorical.from_codes(codes, categories=names)
     given = dict(settings or {})
+    if RESERVED & set(given):
+        msg = f"settings={given!r}: {sorted(RESERVED & set(given))} are chosen by tl.eval_imputation; leave them out."
+        raise ValueError(msg)
 
     def impute(held: sp.csr_array, genes: np.ndarray, seed: int, efficiency: float | None) -> AnnData:
         # Imported late: pp builds on tl.
