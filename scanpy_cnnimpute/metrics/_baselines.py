@@ -50,7 +50,6 @@ def baseline_estimates(counts: Any, method: str, *, clusters: Any = None, random
     Examples
     --------
     >>> import numpy as np
-    import pandas as pd
     >>> baseline_estimates(np.array([[2, 0], [2, 2]]), "nonzero_mean").round(6).tolist()
     [[2.0, 2.0], [2.0, 2.0]]
     """
