@@ -7,7 +7,7 @@
 DATA_FOLDER holds h5ad files with raw counts in X. Three tests, each against a truth that was taken away:
 
 masking   a tenth of the non-zeros of genes seen in half of the cells, log1p(counts) (the paper's test). MASKS_FOLDER
-          may hold `<data>_seed0.npz` with `cells`, `genes`, `rows`, `columns` to use instead of a draw for seed 0.
+          may hold `<data>_seed0.npz` with `cells`, `genes`, `rows`, `cols` to use instead of a draw for seed 0.
 thinning  each molecule kept with probability 0.5 (or a layer "downsampled" of its own), log1p(CP10k), genes seen in 5 %
           of the cells; both with the true capture efficiency and with the assumed one. Also the calibration of
           the dropout probabilities, with a reliability curve.

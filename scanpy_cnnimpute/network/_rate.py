@@ -91,8 +91,6 @@ class RateNetworks(BlockNetworks):
 
     def _fit(self, counts: sp.csr_array, cells: np.ndarray, bar: tqdm[Any]) -> None:
         """Train on the split counts of the cells."""
-        from ._block_model import held_out_deviance, train_block_network  # noqa: F401 - loads Keras before the work
-
         given = self.expected
         self._choose_genes(np.bincount(counts[cells].indices, minlength=counts.shape[1]), cells.size)
         self._shape = given.shape[self._genes]
