@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
 from ._matrix import is_integer, to_csr, values_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Natural or binary logarithms of counts per million stay below this; raw counts hardly ever do.
 LARGEST_LOGGED = 25.0
@@ -70,6 +73,18 @@ def get_counts(adata: AnnData, layer: str | None, *, caller: str, integers: bool
             stacklevel=3,
         )
     return counts
+
+
+def layer_matrices(
+    adata: AnnData, layers: Sequence[str | None] | str | None, *, caller: str
+) -> dict[str, sp.csr_array]:
+    """Layers to compare, by the names of their rows in a table; ``"X"`` or ``None`` stands for `X`."""
+    chosen = [layers] if isinstance(layers, str) else list(layers or [])
+    chosen = [None if layer == "X" and "X" not in layer_names(adata) else layer for layer in chosen]
+    return {
+        "X" if layer is None else f"layer:{layer}": get_counts(adata, layer, caller=caller, integers=False)
+        for layer in chosen
+    }
 
 
 def _name(layer: str | None) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .. import metrics
-from .._counts import check_adata, get_counts, layer_names
+from .._counts import check_adata, layer_matrices
 from .._results import Results, check_keys, cluster_codes
 from ._cluster import Method, _representation, check_method, cluster_coordinates, embed
 
@@ -85,8 +85,6 @@ def eval_clusters(
         raise KeyError(msg)
     check_keys(key_added=key_added)
     results = Results(adata, function="tl.eval_clusters", key=key_added, keys=[])
-    layers = [layers] if isinstance(layers, str) else list(layers or [])
-    layers = [None if layer == "X" and "X" not in layer_names(adata) else layer for layer in layers]
     representations = [use_rep] if isinstance(use_rep, str) else list(use_rep or [])
     if cluster_key is None and not layers and not representations:
         cluster_key = "cnn_cluster"
@@ -97,10 +95,7 @@ def eval_clusters(
     if cluster_key is not None:
         clusterings[f"obs:{cluster_key}"] = cluster_codes(adata, cluster_key, caller="tl.eval_clusters")[0]
     # Everything is read before anything is clustered, so that a wrong name costs no time.
-    matrices = {
-        "X" if layer is None else f"layer:{layer}": get_counts(adata, layer, caller="tl.eval_clusters", integers=False)
-        for layer in layers
-    }
+    matrices = layer_matrices(adata, layers, caller="tl.eval_clusters")
     coordinates = {f"obsm:{key}": _representation(adata, key) for key in representations}
     settings = {"method": method, "n_clusters": n_clusters, "resolution": resolution, "random_state": random_state}
     for name, matrix in matrices.items():

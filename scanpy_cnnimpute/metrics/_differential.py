@@ -1,0 +1,104 @@
+"""How well fold changes agree with those of a reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ._accuracy import _pair, mse, pcc
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+
+def normalized_euclidean_distance(truth: ArrayLike, estimate: ArrayLike) -> float:
+    """Variance of the differences over the sum of the variances, halved; 0 is best.
+
+    Parameters
+    ----------
+    truth, estimate
+        Values of one shape.
+
+    Returns
+    -------
+    A float in [0, 1]: 0 if the two differ by a constant, 0.5 if they are uncorrelated, 1 if one is minus the other;
+    NaN if both are constant.
+
+    Raises
+    ------
+    ValueError
+        Unless both have one, non-empty shape.
+
+    Notes
+    -----
+    ``0.5 var(X - Y) / (var X + var Y)`` (the paper, "Differential expression analysis").
+
+    Examples
+    --------
+    >>> normalized_euclidean_distance([0.0, 1.0, 2.0], [2.0, 1.0, 0.0])
+    1.0
+    """
+    x, y = _pair(truth, estimate)
+    spread = x.var() + y.var()
+    return float(0.5 * (x - y).var() / spread) if spread > 0 else float("nan")
+
+
+def de_overlap(
+    reference_lfc: ArrayLike, lfc: ArrayLike, *, n_reference: int = 300, n: int = 900
+) -> dict[str, float | int]:
+    """Genes with the largest fold changes in both of two analyses, and how well those fold changes agree.
+
+    Parameters
+    ----------
+    reference_lfc, lfc
+        Log fold change of each gene, of the reference and of the analysis to judge; NaN where it is not significant.
+    n_reference, n
+        How many genes of each, by absolute log fold change, are compared; all significant ones if they are fewer.
+
+    Returns
+    -------
+    Dict with ``n_common``, the number of genes among the first of both, and of these ``up`` and ``down``, the numbers
+    with positive and with negative log fold change in both, and ``pcc`` (1 is best), ``mse`` and ``ned`` (normalised
+    Euclidean distance; 0 is best) of the log fold changes; NaN where they are too few.
+
+    Raises
+    ------
+    ValueError
+        Unless both are vectors of one length without infinite values, and `n_reference` and `n` are at least 1.
+
+    Notes
+    -----
+    The paper, figure 5C. Genes with opposite signs count in ``n_common`` and in the scores. Of equal fold changes the
+    first genes are taken.
+
+    Examples
+    --------
+    >>> found = de_overlap([3.0, -2.0, 0.1], [2.0, -1.0, float("nan")], n_reference=2, n=2)
+    >>> found["up"], found["down"], found["n_common"], found["mse"]
+    (1, 1, 2, 1.0)
+    """
+    reference, own = np.asarray(reference_lfc, dtype=np.float64), np.asarray(lfc, dtype=np.float64)
+    if reference.ndim != 1 or reference.shape != own.shape:
+        msg = f"reference_lfc and lfc must be two vectors of one length, got shapes {reference.shape} and {own.shape}."
+        raise ValueError(msg)
+    if np.isinf(reference).any() or np.isinf(own).any():
+        msg = "A log fold change is infinite: add a pseudocount to the means, or set it to NaN to leave the gene out."
+        raise ValueError(msg)
+    if n_reference < 1 or n < 1:
+        msg = f"n_reference={n_reference!r}, n={n!r} is not allowed: at least 1."
+        raise ValueError(msg)
+    common = np.intersect1d(_largest(reference, n_reference), _largest(own, n))
+    x, y = reference[common], own[common]
+    scores = {"pcc": pcc, "mse": mse, "ned": normalized_euclidean_distance}
+    return {
+        "up": int(((x > 0) & (y > 0)).sum()),
+        "down": int(((x < 0) & (y < 0)).sum()),
+        "n_common": common.size,
+        **{name: score(x, y) if common.size else float("nan") for name, score in scores.items()},
+    }
+
+
+def _largest(lfc: np.ndarray, n: int) -> np.ndarray:
+    order = np.argsort(-np.abs(lfc), kind="stable")  # NaN last
+    return order[: min(n, int(np.isfinite(lfc).sum()))]
