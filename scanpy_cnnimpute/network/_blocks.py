@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 from .._logging import logger
 from .._threads import single_threaded_blas
+from ._kernels import join_features, lay_blocks
 from ._tasks import FEWEST_CELLS, IMPUTED, NO_GAIN, NOT_MODELLED, NOTHING_MISSING, TOO_FEW_CELLS
 
 if TYPE_CHECKING:
@@ -153,6 +154,44 @@ class BlockNetworks(ABC):
         sizes = {"n_targets": int(self._genes.size), "n_inputs": int(self._genes.size)}
         self.history.append({"cluster": ALL, "subset": member, **sizes, **history})
         self._weights.append(model.get_weights())
+
+
+def network_inputs(
+    channels: list[np.ndarray],
+    weighted: int,
+    neighbours: np.ndarray,
+    correlations: np.ndarray,
+    own: list[np.ndarray],
+    shared: np.ndarray,
+    scores: np.ndarray,
+    loadings: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of correlated genes and features of the targets, for a batch.
+
+    Parameters
+    ----------
+    channels
+        What is known of each gene in each cell, ``(n_rows, n_genes)`` each.
+    weighted
+        Which of them is also multiplied by the correlation.
+    neighbours, correlations
+        Of each target, ``(n_genes, n_top)``.
+    own, shared
+        Features of a target: in each cell, ``(n_rows, n_genes)`` each, and in all cells, ``(n_genes, n_shared)``.
+    scores, loadings
+        Of the cells and the genes; their products, component by component, are features too.
+
+    Returns
+    -------
+    Float32 arrays ``(n_rows, n_genes * n_top, n_channels + 1)`` and ``(n_rows, n_genes, n_features)``.
+    """
+    n_rows, n_genes = channels[0].shape
+    values, features = (np.stack(part, axis=-1, dtype=np.float32, casting="same_kind") for part in (channels, own))
+    blocks = np.empty((n_rows, neighbours.size, len(channels) + 1), dtype=np.float32)
+    lay_blocks(values, weighted, neighbours, correlations, blocks)
+    of_gene = np.empty((n_rows, n_genes, len(own) + shared.shape[1] + loadings.shape[1]), dtype=np.float32)
+    join_features(features, shared.astype(np.float32), scores, loadings, of_gene)
+    return blocks, of_gene
 
 
 def batches(rng: np.random.Generator, cells: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._threads import single_threaded_blas
-from ._blocks import BlockNetworks, batches, correlated_genes
+from ._blocks import BlockNetworks, batches, correlated_genes, network_inputs
 from ._low_rank import GeneLines, LowRank, fit_lines, fit_low_rank
 
 if TYPE_CHECKING:
@@ -262,21 +262,18 @@ class ConditionalNetworks(BlockNetworks):
         second = (visible.moments[rows] * twice) @ low_rank.loading_moments[genes].T
         uncertainty = np.sqrt(np.maximum(second - base**2, 0))
         level = (lines.intercept + np.outer(depth[rows], lines.slope))[:, genes] + lines.sd[genes] * base
-        rest = (z - base) * seen
-        around = visible.neighbours.ravel()
-        blocks = np.stack([z, rest, seen, (1 - seen) * (level - 1)], axis=-1)[:, around]
-        blocks = np.concatenate([blocks, blocks[..., 1:2] * visible.correlations.ravel()[:, None]], axis=-1)
-        shared = np.column_stack([self._features, visible.correlations])
-        of_gene = np.concatenate(
-            [
-                np.stack([base, level, uncertainty], axis=-1),
-                np.broadcast_to(shared, (rows.size, *shared.shape)),
-                visible.scores[rows][:, None, :] * loadings,
-            ],
-            axis=-1,
+        blocks, of_gene = network_inputs(
+            [z, (z - base) * seen, seen, (1 - seen) * (level - 1)],
+            1,
+            visible.neighbours,
+            visible.correlations,
+            [base, level, uncertainty],
+            np.column_stack([self._features, visible.correlations]),
+            visible.scores[rows],
+            loadings,
         )
         of_cell = np.column_stack([visible.scores[rows], depth[rows]])
-        return [blocks.astype(np.float32), of_gene.astype(np.float32), of_cell.astype(np.float32)]
+        return [blocks, of_gene, of_cell.astype(np.float32)]
 
     def _network(self, weights: list[np.ndarray] | None = None, seed: int = 0) -> Any:
         from ._block_model import build_block_network, hidden_mse

@@ -1,4 +1,4 @@
-"""Compiled loops of the low-rank model of the non-zeros."""
+"""Compiled loops of the low-rank model of the non-zeros, and of what the networks read."""
 
 from __future__ import annotations
 
@@ -16,3 +16,38 @@ def sum_rows(indptr, indices, rows, out):  # type: ignore[no-untyped-def]
             j = indices[entry]
             for t in range(width):
                 out[i, t] += rows[j, t]
+
+
+@njit(parallel=True, cache=True)
+def lay_blocks(values, weighted, neighbours, correlations, out):  # type: ignore[no-untyped-def]
+    """Lay the channels of each target's correlated genes side by side.
+
+    `values` is ``(n_rows, n_genes, n_channels)``, `out` ``(n_rows, n_genes * n_top, n_channels + 1)``; its last channel
+    is channel `weighted` times the correlation.
+    """
+    n_genes, n_top = neighbours.shape
+    n_channels = values.shape[2]
+    for i in prange(values.shape[0]):
+        for g in range(n_genes):
+            for t in range(n_top):
+                j, place = neighbours[g, t], g * n_top + t
+                for c in range(n_channels):
+                    out[i, place, c] = values[i, j, c]
+                out[i, place, n_channels] = values[i, j, weighted] * correlations[g, t]
+
+
+@njit(parallel=True, cache=True)
+def join_features(own, shared, scores, loadings, out):  # type: ignore[no-untyped-def]
+    """Features of each target in each cell: its own, those of the gene, and its components one by one.
+
+    ``(n_rows, n_genes, n_own)``, ``(n_genes, n_shared)``, ``(n_rows, k)`` and ``(n_genes, k)``.
+    """
+    n_own, n_shared, k = own.shape[2], shared.shape[1], scores.shape[1]
+    for i in prange(own.shape[0]):
+        for g in range(own.shape[1]):
+            for c in range(n_own):
+                out[i, g, c] = own[i, g, c]
+            for c in range(n_shared):
+                out[i, g, n_own + c] = shared[g, c]
+            for c in range(k):
+                out[i, g, n_own + n_shared + c] = scores[i, c] * loadings[g, c]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._blocks import BlockNetworks, batches, correlated_genes
+from ._blocks import BlockNetworks, batches, correlated_genes, network_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,13 +131,18 @@ class RateNetworks(BlockNetworks):
         """Blocks of correlated genes, features of the targets and of the cells; also the expected counts."""
         residuals, counts, expected = self._residuals(source, rows)
         level = np.log(expected + np.float32(LOWEST_RATE))
-        around = self._neighbours.ravel()
-        beside = residuals[:, around]
-        blocks = np.stack([beside, level[:, around], beside * self._correlations.ravel()], axis=-1)
-        own = np.stack([level, counts == 0, np.log1p(counts), residuals], axis=-1)
-        shared = np.broadcast_to(self._features, (rows.size, *self._features.shape))
-        of_gene = np.concatenate([own, shared], axis=-1)
-        return [blocks.astype(np.float32), of_gene.astype(np.float32), source.cells[rows]], expected
+        none = np.empty((max(residuals.shape), 0), dtype=np.float32)
+        blocks, of_gene = network_inputs(
+            [residuals, level],
+            0,
+            self._neighbours,
+            self._correlations,
+            [level, counts == 0, np.log1p(counts), residuals],
+            self._features,
+            none[: rows.size],
+            none[: self._genes.size],
+        )
+        return [blocks, of_gene, source.cells[rows]], expected
 
     def _network(self, weights: list[np.ndarray] | None = None, seed: int = 0) -> Any:
         from ._block_model import build_block_network, held_out_deviance
