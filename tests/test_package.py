@@ -27,8 +27,8 @@ def functions(*modules: Any) -> list[Any]:
     return [function for function in found if inspect.isfunction(function)]
 
 
-PUBLIC = functions(scnn.pp, scnn.tl, scnn.get, scnn.datasets, scnn.metrics)
-ON_ADATA = functions(scnn.pp, scnn.tl, scnn.get)
+PUBLIC = functions(scnn.pp, scnn.tl, scnn.get, scnn.pl, scnn.datasets, scnn.metrics)
+ON_ADATA = functions(scnn.pp, scnn.tl, scnn.get, scnn.pl)
 
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
 HEAVY = ("keras", "tensorflow", "torch", "jax", "umap", "matplotlib", "sklearn", "igraph", "leidenalg", "dask", "tqdm")

@@ -1,0 +1,108 @@
+"""``pl.held_out``: imputed against true values where counts were held out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import metrics
+from .._counts import check_adata, get_counts
+from .._model_store import block_slices
+from .._results import written_by
+from ._figure import GREY, add_colorbar, finish, get_axes
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+TICKS = np.array([0, 1, 2, 5, 10, 20, 50, 100, 1000, 10_000, 100_000])
+
+
+def held_out(
+    adata: AnnData,
+    *,
+    truth: str,
+    layer: str = "cnn_imputed",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | PathLike[str] | None = None,
+) -> Axes | None:
+    """Plot imputed against true counts at the entries that were held out.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, imputed after part of its counts was set to zero.
+    truth
+        Layer with the counts before that.
+    layer
+        Layer with the imputed counts.
+    ax
+        Axes to draw on. Default: a new figure.
+    show
+        Show the figure. Default: ``scanpy.settings.autoshow``.
+    save
+        Path of a file to write the figure to; its ending decides the format.
+
+    Returns
+    -------
+    The axes, or ``None`` if the figure is shown.
+
+    Raises
+    ------
+    KeyError, ValueError
+        For layers that are not there, are no counts, or differ nowhere.
+
+    Notes
+    -----
+    Held out are the entries above zero in `truth` that are zero in the counts that were imputed: `X`, or the layer
+    that :func:`~scanpy_cnnimpute.pp.cnn_impute` was given. Both axes and the scores in the title are on the scale of
+    log1p(counts). That an entry was held out tells that it is not zero: compare ``estimate="conditional"`` with
+    ``threshold=0``, which :func:`~scanpy_cnnimpute.tl.eval_imputation` does.
+
+    Examples
+    --------
+    >>> import scanpy_cnnimpute as scnn
+    >>> full = scnn.datasets.five_cell_lines()[:, :300]
+    >>> masked = scnn.metrics.mask_nonzeros(full.X, min_detection=0.0)
+    >>> adata = full[:, masked.genes].copy()
+    >>> adata.layers["truth"], adata.X = adata.X, masked.counts
+    >>> scnn.pp.cnn_impute(adata, cluster_key="cell_line", estimate="conditional", threshold=0.0, n_steps=2)
+    >>> scnn.pl.held_out(adata, truth="truth", show=False).get_xlabel()
+    'true count'
+    """
+    check_adata(adata, caller="pl.held_out")
+    source = adata.uns[layer]["params"].get("layer") if written_by(adata, layer) == "pp.cnn_impute" else None
+    matrices = [get_counts(adata, name, caller="pl.held_out", integers=False) for name in (source, truth, layer)]
+    parts = []
+    for rows in block_slices(*adata.shape):
+        counts, true, imputed = (matrix[rows].toarray() for matrix in matrices)
+        where = (counts == 0) & (true > 0)
+        parts.append(np.log1p([true[where], imputed[where]]))
+    x, y = np.concatenate(parts, axis=1)
+    if x.size == 0:
+        msg = f"Nothing was held out: the layer {truth!r} is zero wherever the counts that were imputed are."
+        raise ValueError(msg)
+    scores = f"MSE {metrics.mse(x, y):.3f}, PCC {metrics.pcc(x, y):.3f}"
+
+    axes = get_axes(ax, size=(4.8, 4.2), save=save)
+    largest = 1.03 * max(x.max(), y.max())
+    extent = (0.0, largest, 0.0, largest)
+    cells = axes.hexbin(x, y, gridsize=40, bins="log", mincnt=1, extent=extent, linewidths=0.2)
+    axes.plot([0, largest], [0, largest], color=GREY, linestyle="--", linewidth=1)
+    ticks = TICKS[np.log1p(TICKS) <= largest]
+    axes.set_xticks(np.log1p(ticks), [str(tick) for tick in ticks])
+    axes.set_yticks(np.log1p(ticks), [str(tick) for tick in ticks])
+    margin = 0.02 * largest
+    axes.set(
+        xlim=(-margin, largest),
+        ylim=(-margin, largest),
+        xlabel="true count",
+        ylabel="imputed count",
+        title=f"{x.size:,} held-out entries\nlog1p(counts): {scores}",
+    )
+    add_colorbar(axes, cells, label="entries")
+    return finish(axes, given=ax, show=show, save=save)

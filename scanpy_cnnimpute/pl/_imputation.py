@@ -1,0 +1,106 @@
+"""``pl.imputation``: the imputation beside simple methods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ._figure import BLUE, GREY, finish, get_axes, stored_result
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+LABELS = {
+    "mse": "mean squared error",
+    "pcc": "Pearson correlation",
+    "gene_pcc": "Pearson correlation within a gene",
+    "mse_zeros": "mean squared error at zeros",
+    "pcc_zeros": "Pearson correlation at zeros",
+    "deviance": "Poisson deviance",
+    "auroc": "AUROC of the dropout probabilities",
+    "brier": "Brier score of the dropout probabilities",
+    "ece": "calibration error of the dropout probabilities",
+}
+HIGHER_IS_BETTER = ("pcc", "gene_pcc", "pcc_zeros", "auroc")
+TESTS = {"molecules": "Held-out molecules", "masking": "Masked counts", "thinning": "Thinned counts"}
+
+
+def imputation(
+    adata: AnnData,
+    *,
+    score: str | None = None,
+    key: str = "eval_imputation",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | PathLike[str] | None = None,
+) -> Axes | None:
+    """Plot a score of the imputation and of the simple methods beside it, the best on top.
+
+    Parameters
+    ----------
+    adata
+        Annotated data after :func:`~scanpy_cnnimpute.tl.eval_imputation`.
+    score
+        Column of its table. Default: the first, ``"deviance"`` for molecules, else ``"mse"``.
+    key
+        The `key_added` of :func:`~scanpy_cnnimpute.tl.eval_imputation`.
+    ax
+        Axes to draw on. Default: a new figure.
+    show
+        Show the figure. Default: ``scanpy.settings.autoshow``.
+    save
+        Path of a file to write the figure to; its ending decides the format.
+
+    Returns
+    -------
+    The axes, or ``None`` if the figure is shown.
+
+    Raises
+    ------
+    KeyError
+        If there is no result under `key`.
+    ValueError
+        If it has no such score.
+
+    Notes
+    -----
+    A dot per seed, the median as a line and on the right in numbers. Methods for which the score is not defined, as the
+    correlation of constant values, are left out.
+
+    Examples
+    --------
+    >>> import scanpy_cnnimpute as scnn
+    >>> adata = scnn.datasets.five_cell_lines()[:60, :200].copy()
+    >>> table = scnn.tl.eval_imputation(adata, how="masking", settings={"n_steps": 2}, n_seeds=1)
+    >>> scnn.pl.imputation(adata, show=False).get_xlabel()
+    'mean squared error (lower is better)'
+    """
+    record = stored_result(adata, key, function="tl.eval_imputation")
+    scores = record["scores"]
+    available = [column for column in scores.columns if column not in {"method", "seed"}]
+    score = available[0] if score is None else score
+    if score not in available:
+        msg = f"score={score!r} is not in adata.uns[{key!r}]['scores']. Available: {available}."
+        raise ValueError(msg)
+    higher = score in HIGHER_IS_BETTER
+    median = record["table"][score].dropna().sort_values(ascending=higher)
+
+    axes = get_axes(ax, size=(5.6, 3.6), save=save)
+    for position, (method, value) in enumerate(median.items()):
+        color = BLUE if method == "cnn_impute" else GREY
+        values = scores.loc[scores["method"] == method, score]
+        axes.plot(values, np.full(len(values), position), "o", color=color, alpha=0.6, markeredgewidth=0)
+        axes.plot([value, value], [position - 0.3, position + 0.3], color=color, linewidth=2.5)
+        axes.text(1.02, position, f"{value:.3f}", transform=axes.get_yaxis_transform(), color=color, va="center")
+    axes.set_yticks(np.arange(len(median)), median.index)
+    for tick in axes.get_yticklabels():
+        tick.set_fontweight("bold" if tick.get_text() == "cnn_impute" else "normal")
+    axes.set(
+        xlabel=f"{LABELS[score]} ({'higher' if higher else 'lower'} is better)",
+        title=f"{TESTS[record['params']['how']]}, {scores['seed'].nunique()} seeds",
+    )
+    return finish(axes, given=ax, show=show, save=save)

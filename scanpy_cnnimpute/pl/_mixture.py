@@ -1,0 +1,149 @@
+"""``pl.mixture``: the gamma-normal mixture of a gene over the cells it was fitted to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats
+
+from .._counts import get_counts
+from .._model_store import FUNCTION, check_unchanged, load_model, require_model
+from ..mixture import STATUSES, ZERO, GammaNormalMixture, gamma_normal_posterior, log10_cpm
+from ._figure import BLUE, LIGHT_GREY, ORANGE, check_gene, finish, get_axes, stored_result
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+    from .._model_store import StoredModel
+
+N_BINS = 40
+N_POINTS = 2000
+
+
+def mixture(
+    adata: AnnData,
+    *,
+    gene: str,
+    cluster: str | None = None,
+    key: str = "dropout_prob",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | PathLike[str] | None = None,
+) -> Axes | None:
+    """Plot the gamma-normal mixture of a gene in a cluster, and the dropout probability that follows from it.
+
+    Parameters
+    ----------
+    adata
+        Annotated data after :func:`~scanpy_cnnimpute.pp.dropout_prob` with ``model="gamma_normal"``.
+    gene
+        Name of the gene.
+    cluster
+        Name of the cluster. Default: the largest in which the gene is modelled.
+    key
+        The `key_added` of :func:`~scanpy_cnnimpute.pp.dropout_prob`.
+    ax
+        Axes to draw on. Default: a new figure.
+    show
+        Show the figure. Default: ``scanpy.settings.autoshow``.
+    save
+        Path of a file to write the figure to; its ending decides the format.
+
+    Returns
+    -------
+    The axes, or ``None`` if the figure is shown.
+
+    Raises
+    ------
+    KeyError
+        If there is no result under `key`, and for unknown genes and clusters.
+    ValueError
+        If the model is another one, the counts have changed, or the gene is not modelled.
+
+    Notes
+    -----
+    Equation 1 of the paper in numbers of cells, over the histogram of log10(CPM + 1.01); on the right axis equation 2,
+    and the probability of a zero as a dot. For counts, :func:`~scanpy_cnnimpute.pp.dropout_prob` keeps at most 0.4 of
+    equation 2, and nothing above the mean of the normal distribution where it exceeds 0.5. A needle at
+    zero is a gamma distribution that has collapsed onto the zeros: it says no more than that a zero is a zero.
+
+    Examples
+    --------
+    >>> import scanpy_cnnimpute as scnn
+    >>> adata = scnn.datasets.five_cell_lines()
+    >>> scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="cell_line", store="params")
+    >>> scnn.pl.mixture(adata, gene=adata.var_names[1], cluster="A549", show=False).get_xlabel()
+    'log10(CPM + 1.01)'
+    """
+    record = stored_result(adata, key, function=FUNCTION)
+    require_model(adata, key)
+    check_gene(adata, gene)
+    layer = record["params"].get("layer")
+    part = adata[:, [gene]]
+    stored = load_model(part, key)
+    model = stored.model
+    if not isinstance(model, GammaNormalMixture):
+        msg = (
+            f"The dropout model {key!r} is {record['params']['model']!r}, which is no mixture. "
+            "Run scnn.pp.dropout_prob with model='gamma_normal' and another key_added; "
+            "scnn.pl.reliability and scnn.pl.dropout_prob show a calibrated model."
+        )
+        raise ValueError(msg)  # noqa: TRY004
+    check_unchanged(adata, key, get_counts(adata, layer, caller="pl.mixture", integers=False))
+    reasons = [STATUSES[code] for code in model.status[0]]
+    position = _cluster(stored, reasons, gene, cluster)
+    cells = np.flatnonzero(stored.clusters == position)
+    counts = get_counts(part, layer, caller="pl.mixture", integers=False)[cells].toarray().ravel()
+    x = log10_cpm(counts.astype(np.float64), stored.library_size[cells])
+    parameters = model.parameters[0, position]
+    rate, alpha, beta, mu, sigma = parameters
+    curve = np.linspace(ZERO, 1.05 * max(x.max(), mu + 2 * sigma), N_POINTS)
+    width = (curve[-1] - ZERO) / N_BINS
+    # The first bar stands over the zeros.
+    bins = ZERO + width * (np.arange(N_BINS + 1) - 0.5)
+    gamma = cells.size * width * rate * stats.gamma.pdf(curve, alpha, scale=1 / beta)
+    normal = cells.size * width * (1 - rate) * stats.norm.pdf(curve, mu, sigma)
+    at_zero = model.zero_probability()[0, position]
+
+    axes = get_axes(ax, size=(5.6, 3.8), save=save)
+    heights = np.histogram(x, bins)[0]
+    axes.stairs(heights, bins, fill=True, color=LIGHT_GREY, label="cells")
+    axes.plot(curve, gamma, color=BLUE, label=f"dropouts (gamma, {rate:.0%})")
+    axes.plot(curve, normal, color=ORANGE, label=f"expressed (normal, {1 - rate:.0%})")
+    # A gamma distribution that describes the zeros alone is a needle, which would hide all else.
+    axes.set_ylim(0, 1.5 * heights.max())
+    axes.set(xlabel="log10(CPM + 1.01)", ylabel="cells", title=f"{gene} in {stored.names[position]}")
+    probability = axes.twinx()
+    probability.grid(visible=False)
+    posterior = gamma_normal_posterior(curve, parameters)
+    probability.plot(curve, posterior, color="black", linestyle=":", label="dropout probability")
+    probability.plot(ZERO, at_zero, "o", color="black", clip_on=False, label=f"of a zero: {at_zero:.2f}")
+    probability.set(ylim=(0, 1.5), yticks=np.linspace(0, 1, 6), ylabel="dropout probability (equation 2)")
+    handles, labels = (
+        a + b for a, b in zip(*(part.get_legend_handles_labels() for part in (axes, probability)), strict=True)
+    )
+    probability.legend(handles, labels, loc="upper center", ncols=2, frameon=False, fontsize="small")
+    return finish(axes, given=ax, show=show, save=save)
+
+
+def _cluster(stored: StoredModel, reasons: list[str], gene: str, cluster: str | None) -> int:
+    """Position of the cluster that is asked for, or of the largest in which the gene is modelled."""
+    if cluster is None:
+        sizes = np.bincount(stored.clusters[stored.clusters >= 0], minlength=len(stored.names))
+        sizes[~stored.modelled[0]] = 0
+        if not sizes.any():
+            msg = f"gene={gene!r} is not modelled in any cluster: {dict(zip(stored.names, reasons, strict=True))}."
+            raise ValueError(msg)
+        return int(sizes.argmax())
+    if cluster not in stored.names:
+        msg = f"cluster={cluster!r} is not known. Available: {stored.names}."
+        raise KeyError(msg)
+    position = stored.names.index(cluster)
+    if not stored.modelled[0, position]:
+        msg = f"gene={gene!r} is not modelled in cluster {cluster!r}: {reasons[position]}."
+        raise ValueError(msg)
+    return position

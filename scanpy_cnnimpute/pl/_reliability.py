@@ -1,0 +1,114 @@
+"""``pl.reliability``: whether the dropout probabilities mean what they say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats
+
+from .._model_store import FUNCTION
+from ._figure import BLUE, GREY, LIGHT_GREY, finish, get_axes, stored_result
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+BAR = 0.03  # narrower than the bins, so that two of them never touch
+
+
+def reliability(
+    adata: AnnData,
+    *,
+    key: str = "dropout_prob",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | PathLike[str] | None = None,
+) -> Axes | None:
+    """Plot stated dropout probabilities against the observed share of dropouts, and how many zeros say so.
+
+    Parameters
+    ----------
+    adata
+        Annotated data after :func:`~scanpy_cnnimpute.pp.dropout_prob` with ``model="calibrated"``.
+    key
+        The `key_added` of :func:`~scanpy_cnnimpute.pp.dropout_prob`.
+    ax
+        Axes to draw on. Default: a new figure.
+    show
+        Show the figure. Default: ``scanpy.settings.autoshow``.
+    save
+        Path of a file to write the figure to; its ending decides the format.
+
+    Returns
+    -------
+    The axes, or ``None`` if the figure is shown.
+
+    Raises
+    ------
+    KeyError
+        If there is no result under `key`.
+    ValueError
+        If the model has no reliability curve.
+
+    Notes
+    -----
+    A point per bin of probabilities, with the 95 % interval of Wilson as if its zeros were independent; on the diagonal
+    they mean what they say. The bars, on the right axis, count the zeros of each bin. The title gives the expected
+    calibration error, the mean distance to the diagonal.
+
+    Examples
+    --------
+    >>> import scanpy_cnnimpute as scnn
+    >>> adata = scnn.datasets.five_cell_lines()[:, :500].copy()
+    >>> scnn.pp.dropout_prob(adata, cluster_key="cell_line")
+    >>> scnn.pl.reliability(adata, show=False).get_xlabel()
+    'stated dropout probability'
+    """
+    record = stored_result(adata, key, function=FUNCTION)
+    if "reliability" not in record:
+        msg = (
+            f"The dropout model {key!r} is {record['params']['model']!r}, which has no reliability curve. "
+            "Run scnn.pp.dropout_prob with model='calibrated'."
+        )
+        raise ValueError(msg)
+    curve = record["reliability"]
+    if curve.empty:
+        msg = f"The reliability curve of {key!r} is empty: no zero was left to judge."
+        raise ValueError(msg)
+    stated, share, n = (curve[column].to_numpy(np.float64) for column in ("probability", "share", "n"))
+
+    axes = get_axes(ax, size=(4.8, 4.2), save=save)
+    numbers = axes.twinx()
+    numbers.grid(visible=False)
+    numbers.bar(stated, n, width=BAR, color=LIGHT_GREY)
+    numbers.set(yscale="log", ylim=(0.7, 10 * n.max()), ylabel="zeros in the bin (bars)")
+    # The twin lies above otherwise, and its bars over the curve.
+    axes.set_zorder(numbers.get_zorder() + 1)
+    axes.patch.set_visible(False)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
+    axes.errorbar(
+        stated, share, yerr=_interval(share, n), color=BLUE, fmt="o-", label="observed, 95 % interval", clip_on=False
+    )
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, 1),
+        xlabel="stated dropout probability",
+        ylabel="observed share of dropouts",
+        title=f"Calibration error {np.average(np.abs(stated - share), weights=n):.3f}",
+    )
+    axes.legend(loc="upper left", frameon=False)
+    return finish(axes, given=ax, show=show, save=save)
+
+
+def _interval(share: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Distances of the shares from the ends of their intervals, as Matplotlib wants them."""
+    ends = []
+    for observed, size in zip(share, n.astype(int), strict=True):
+        test = stats.binomtest(round(observed * size), size)
+        ends.append(test.proportion_ci(method="wilson"))
+    low, high = np.transpose(ends)
+    # Rounding may put the end of an interval past a share of 0 or 1.
+    return np.maximum([share - low, high - share], 0)
