@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,10 +20,12 @@ LARGEST_PROBABILITY = 1 - 1e-6
 MORE_MOLECULES = 4000.0
 MOST_TIMES = 1.75
 
+MOST_CELLS = 5_000  # that the factors are learnt from; they describe the others
 N_FACTORS = 10
 N_STARTS = 3
 N_ITERATIONS = 80  # on part of the molecules
 N_MORE_ITERATIONS = 30  # from there on all of them
+N_CELL_ITERATIONS = 20  # for a cell that the factors were not learnt from
 FEWEST_ITERATIONS = 5  # before the prior of the loadings is fitted
 PRIOR_EVERY = 5
 CELL_SHAPE = 1.0  # of the gamma prior of a cell's scores
@@ -192,8 +194,10 @@ class CalibratedFit:
     gain
         ``(n_genes, n_clusters)`` float64: by how much the model lowers the Poisson deviance of held-out molecules at
         zeros, against the mean of the cluster, in standard errors; NaN where nothing could be compared.
+    cells
+        The cells that the factors were learnt from, rising: all, or `MOST_CELLS` drawn from them.
     train, test
-        The two sets that the molecules were split into for this.
+        The two sets that the molecules of these cells were split into for this.
     train_scores, train_loadings
         Whose product is expected of `train`, fitted to it alone; the model's factors are theirs, fitted further.
     stated, present
@@ -203,6 +207,7 @@ class CalibratedFit:
 
     model: CalibratedModel
     gain: np.ndarray
+    cells: np.ndarray
     train: sp.csr_array
     test: sp.csr_array
     train_scores: np.ndarray
@@ -245,9 +250,14 @@ def fit_calibrated(
     than the gene's mean. Mean-field variational inference (Gopalan, Hofman and Blei, 2015), geometric means of the
     factors, averaged over `N_STARTS` starts. The shapes r_j come from the likelihood of part of the molecules
     given the other part, and so hold what the model does not know, too; they are shrunk to each other.
+
+    Of more than `MOST_CELLS` cells so many are drawn, and all but the scores of the others is learnt from these, so that
+    time beyond grows with one pass over the others' counts.
     """
     split_seed, *seeds = np.random.SeedSequence(random_state).spawn(1 + N_STARTS)
     rng = np.random.default_rng(split_seed)
+    used, others = _draw_cells(counts.shape[0], rng)
+    counts, all_counts = (sp.csr_array(counts[used]), counts) if others.size else (counts, counts)
     data = np.rint(counts.data).astype(np.int64)
     kept = rng.binomial(data, TRAIN_SHARE)
     train, test = (
@@ -256,14 +266,20 @@ def fit_calibrated(
     )
     parts = [_factorise(train, np.random.default_rng(seed)) for seed in seeds]
     scores, loadings = _average(parts)
-    cells = np.sort(rng.permutation(counts.shape[0])[: max(1, SHAPE_ENTRIES // max(counts.shape[1], 1))])
-    shape = _fit_shapes(train[cells], test[cells], scores[cells], loadings)
-    stated, present = _held_out(train[cells], test[cells], scores[cells], loadings, shape)
-    gain = _gain(train, test, scores, loadings, shape, clusters, n_clusters)
+    judged = np.sort(rng.permutation(counts.shape[0])[: max(1, SHAPE_ENTRIES // max(counts.shape[1], 1))])
+    shape = _fit_shapes(train[judged], test[judged], scores[judged], loadings)
+    stated, present = _held_out(train[judged], test[judged], scores[judged], loadings, shape)
+    gain = _gain(train, test, scores, loadings, shape, clusters[used], n_clusters)
 
-    all_scores, all_loadings = _average([_factorise(counts, start=part) for part in parts])
+    complete = [_factorise(counts, start=part) for part in parts]
+    found, all_loadings = _average(complete)
+    all_scores = np.empty((all_counts.shape[0], found.shape[1]), dtype=np.float32)
+    all_scores[used] = found
+    if others.size:
+        rest = sp.csr_array(all_counts[others])
+        all_scores[others] = _average([_describe_cells(rest, part) for part in complete])[0]
     model = CalibratedModel(
-        scores=all_scores.astype(np.float32),
+        scores=all_scores,
         loadings=all_loadings.astype(np.float32),
         shape=shape,
         capture_efficiency=capture_efficiency,
@@ -271,6 +287,7 @@ def fit_calibrated(
     return CalibratedFit(
         model=model,
         gain=gain,
+        cells=used,
         train=train,
         test=test,
         train_scores=scores,
@@ -278,6 +295,14 @@ def fit_calibrated(
         stated=stated,
         present=present,
     )
+
+
+def _draw_cells(n_cells: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Cells to learn from, and the others."""
+    if n_cells <= MOST_CELLS:
+        return np.arange(n_cells), np.empty(0, dtype=np.int64)
+    order = rng.permutation(n_cells)
+    return np.sort(order[:MOST_CELLS]), np.sort(order[MOST_CELLS:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,6 +365,21 @@ def _factorise(counts: sp.csr_array, rng: np.random.Generator | None = None, sta
         library_size=library_size,
         share=share,
     )
+
+
+def _describe_cells(counts: sp.csr_array, part: _Factors) -> _Factors:
+    """Scores of other cells, with the loadings as they are."""
+    library_size = counts.sum(axis=1, dtype=np.float64)
+    data = counts.data.astype(np.float64)
+    other = np.exp(part.log_loadings)
+    beta = CELL_SHAPE * N_FACTORS + library_size[:, None] * _weighted_sum(part.share, part.loadings)
+    own = np.full((counts.shape[0], N_FACTORS), 1 / N_FACTORS)
+    allocated = np.empty_like(own)
+    for _ in range(N_CELL_ITERATIONS):
+        allocate(counts.indptr, counts.indices, data, own, other, allocated)
+        log_scores = digamma(CELL_SHAPE + allocated) - np.log(beta)
+        own = np.exp(log_scores)
+    return replace(part, log_scores=log_scores, library_size=library_size)
 
 
 def _weighted_sum(weights: np.ndarray, values: np.ndarray) -> np.ndarray:

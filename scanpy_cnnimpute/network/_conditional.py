@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SMALLEST = np.float32(np.log(2.0))  # log1p of one count: a non-zero is not less
 ARRAYS = "arrays.npz"
+MOST_CELLS = 5_000  # to learn from; the others are only described
+DESCRIBED_CELLS = 5_000  # at a time
 CELLS_PER_COMPONENT = 10
 FEWEST_COMPONENTS = 5
 N_CHANNELS = 5
@@ -127,13 +129,15 @@ class ConditionalNetworks(BlockNetworks):
         self._weights = [load_model(folder / file, compile=False).get_weights() for file in description["files"]]
 
     def _fit(self, counts: sp.csr_array, cells: np.ndarray, bar: tqdm[Any]) -> None:
-        """Fit to the non-zeros of the cells."""
+        """Fit to the non-zeros of the cells, or of `MOST_CELLS` drawn from them."""
+        fold_seed, *seeds, draw_seed = np.random.SeedSequence(self.random_state).spawn(2 + self.settings.n_members)
+        if cells.size > MOST_CELLS:
+            cells = np.sort(np.random.default_rng(draw_seed).choice(cells, MOST_CELLS, replace=False))
         settings, counts = self.settings, sp.csr_array(counts[cells])
         library_size = counts.sum(axis=1, dtype=np.float64)
         n_cells = counts.shape[0]
         detected = np.bincount(counts.indices, minlength=counts.shape[1])
         self._choose_genes(detected, n_cells)
-        fold_seed, *seeds = np.random.SeedSequence(self.random_state).spawn(1 + settings.n_members)
         fold = np.random.default_rng(fold_seed).integers(settings.n_folds, size=counts.nnz)
 
         full = self._visible(counts, library_size)
@@ -157,16 +161,16 @@ class ConditionalNetworks(BlockNetworks):
         self, counts: sp.csr_array, cells: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
         """Blocks of cells with the predicted log1p(count) of a non-zero, and its standard deviation."""
-        if not cells.size:
-            return
-        part = sp.csr_array(counts[cells])
-        visible = self._describe(part, part.sum(axis=1, dtype=np.float64))
         models = [self._network(weights) for weights in self._weights]
         every = np.arange(counts.shape[1])
-        for start in range(0, cells.size, self._batch_size()):
-            rows = np.arange(start, min(start + self._batch_size(), cells.size))
-            predicted = self._predict_rows(models, visible, rows)
-            yield cells[rows], predicted, self.noise.sd(predicted, every)
+        for first in range(0, cells.size, DESCRIBED_CELLS):
+            chunk = cells[first : first + DESCRIBED_CELLS]
+            part = sp.csr_array(counts[chunk])
+            visible = self._describe(part, part.sum(axis=1, dtype=np.float64))
+            for start in range(0, chunk.size, self._batch_size()):
+                rows = np.arange(start, min(start + self._batch_size(), chunk.size))
+                predicted = self._predict_rows(models, visible, rows)
+                yield chunk[rows], predicted, self.noise.sd(predicted, every)
 
     def _predict_rows(self, models: list[Any], visible: Visible, rows: np.ndarray) -> np.ndarray:
         base = visible.scores[rows] @ visible.low_rank.loadings.T

@@ -29,20 +29,23 @@ RESIDUAL_RANGE = (-5.0, 8.0)
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedCounts:
-    """What is expected of every count, and of each of two sets that the molecules were split into.
+    """What is expected of every count, and of each of two sets that the molecules of some cells were split into.
 
     Attributes
     ----------
+    cells
+        The cells that were split.
     train, test
-        ``(n_cells, n_genes)`` counts of the two sets.
+        ``(cells.size, n_genes)`` counts of the two sets.
     train_scores, train_loadings
-        ``(n_cells, k)`` and ``(n_genes, k)``; their product is expected of `train`, of which alone it was learnt.
+        ``(cells.size, k)`` and ``(n_genes, k)``; their product is expected of `train`, of which alone it was learnt.
     scores, loadings
-        The same for all counts; factor by factor like those of `train`.
+        The same for all counts of all cells; factor by factor like those of `train`.
     shape
         ``(n_genes,)`` shapes of the negative binomial distributions around them.
     """
 
+    cells: np.ndarray
     train: sp.csr_array
     test: sp.csr_array
     train_scores: np.ndarray
@@ -90,15 +93,16 @@ class RateNetworks(BlockNetworks):
         return 1 + self.settings.n_members
 
     def _fit(self, counts: sp.csr_array, cells: np.ndarray, bar: tqdm[Any]) -> None:
-        """Train on the split counts of the cells."""
+        """Train on the split counts of those of the cells that were split."""
         given = self.expected
         self._choose_genes(np.bincount(counts[cells].indices, minlength=counts.shape[1]), cells.size)
         self._shape = given.shape[self._genes]
         train = self._source(given.train, given.train_scores, given.train_loadings)
-        mean = train.scores[cells].mean(axis=0) @ train.loadings.T
+        split = np.flatnonzero(np.isin(given.cells, cells))
+        mean = train.scores[split].mean(axis=0) @ train.loadings.T
         level = np.log(mean + LOWEST_RATE)
         residuals = np.concatenate(
-            [self._residuals(train, rows)[0] for rows in np.array_split(cells, max(1, cells.size // 256))]
+            [self._residuals(train, rows)[0] for rows in np.array_split(split, max(1, split.size // 256))]
         )
         self._neighbours, self._correlations = correlated_genes(residuals, self.settings.n_top)
         self._features = np.column_stack([level - level.mean(), np.log(self._shape), self._correlations])
@@ -107,7 +111,7 @@ class RateNetworks(BlockNetworks):
         self.history, self._weights = [], []
         for member, seed in enumerate(seeds):
             if self._trainable:
-                self._train(train, cells, np.random.default_rng(seed), member)
+                self._train(train, split, np.random.default_rng(seed), member)
             bar.update()
 
     def _source(self, counts: sp.csr_array, scores: np.ndarray, loadings: np.ndarray) -> _Source:
@@ -158,16 +162,16 @@ class RateNetworks(BlockNetworks):
             model.set_weights(weights)
         return model
 
-    def _train(self, source: _Source, cells: np.ndarray, rng: np.random.Generator, member: int) -> None:
-        """Train one network on most cells; the others decide when it is best."""
+    def _train(self, source: _Source, rows: np.ndarray, rng: np.random.Generator, member: int) -> None:
+        """Train one network on most of these rows of the source; the others decide when it is best."""
         from ._block_model import train_block_network
 
         model = self._network(seed=int(rng.integers(2**30)))
         test = self.expected.test
         first = source.counts.sum(axis=1, dtype=np.float64)
         ratio = np.divide(test.sum(axis=1, dtype=np.float64), first, out=np.zeros_like(first), where=first > 0)
-        order = rng.permutation(cells)
-        n_validation = max(min(FEWEST_VALIDATION_CELLS, cells.size // 2), int(VALIDATION_SHARE * cells.size))
+        order = rng.permutation(rows)
+        n_validation = max(min(FEWEST_VALIDATION_CELLS, rows.size // 2), int(VALIDATION_SHARE * rows.size))
 
         def batch(rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
             inputs, expected = self._inputs(source, rows)

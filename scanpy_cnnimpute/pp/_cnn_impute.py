@@ -353,6 +353,7 @@ def _posterior(
         return model.posterior_mean(cells, genes, probability, correction, stored.library_size, logarithmic=logarithmic)
 
     expected = ExpectedCounts(
+        cells=fit.cells,
         train=fit.train,
         test=fit.test,
         train_scores=fit.train_scores,
