@@ -79,6 +79,8 @@ def build_block_network(
     rate = optimizers.schedules.CosineDecay(settings.learning_rate, settings.n_steps)
     # XLA on the CPU compiles longer than this network trains.
     model.compile(optimizers.AdamW(rate, weight_decay=1e-3, clipnorm=1.0), loss=loss, jit_compile=False)
+    # TensorFlow traces a step that still creates variables twice, which takes longer than a hundred steps.
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
