@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
     from ._results import Results
+    from .mixture import CalibratedFit
 
 FUNCTION = "pp.dropout_prob"
 # Cells of a block whose dense probabilities take about this much memory.
@@ -28,7 +29,8 @@ def stored_keys(key: str, model: str) -> list[tuple[str, str]]:
     """Every attribute and key that a stored model takes."""
     cells = [("obs", f"{key}_library_size"), ("obs", f"{key}_cluster")]
     if model == "calibrated":
-        genes = [("varm", f"{key}_loadings"), ("varm", f"{key}_gain"), ("var", f"{key}_shape")]
+        genes = [("varm", f"{key}_loadings"), ("varm", f"{key}_gain")]
+        genes += [("var", f"{key}_{name}") for name in ("shape", "gain")]
         return [*genes, ("obsm", f"{key}_scores"), ("obs", f"{key}_capture_efficiency"), *cells]
     return [*(("varm", f"{key}_{name}") for name in (*PARAMETERS, "status")), *cells]
 
@@ -57,14 +59,14 @@ def store_mixture(results: Results, key: str, mixture: GammaNormalMixture, names
     results.add("varm", f"{key}_status", pd.DataFrame(status, index=genes))
 
 
-def store_calibrated(
-    results: Results, key: str, model: CalibratedModel, gain: np.ndarray, names: list[str], genes: pd.Index
-) -> None:
+def store_calibrated(results: Results, key: str, fit: CalibratedFit, names: list[str], genes: pd.Index) -> None:
     """Add the parameters of a calibrated model to the results."""
+    model = fit.model
     results.add("obsm", f"{key}_scores", model.scores)
     results.add("varm", f"{key}_loadings", model.loadings)
     results.add("var", f"{key}_shape", model.shape)
-    results.add("varm", f"{key}_gain", pd.DataFrame(gain, index=genes, columns=column_names(names)))
+    results.add("var", f"{key}_gain", fit.total_gain)
+    results.add("varm", f"{key}_gain", pd.DataFrame(fit.gain, index=genes, columns=column_names(names)))
     results.add("obs", f"{key}_capture_efficiency", model.capture_efficiency)
 
 
@@ -103,8 +105,8 @@ class StoredModel:
     modelled
         ``(n_genes, n_clusters)`` bool: whether the probabilities of a gene mean something there.
     gain
-        ``(n_genes, n_clusters)``: positive where held-out molecules were predicted better than by the cluster's mean;
-        ``None`` for models that do not know.
+        ``(n_genes,)``: how much better held-out molecules were predicted than by the means of the clusters, in standard
+        errors; ``None`` for models that do not know.
     random_state
         Seed of the fit.
     """
@@ -138,8 +140,8 @@ def load_model(adata: AnnData, key: str) -> StoredModel:
             shape=adata.var[f"{key}_shape"].to_numpy(np.float64),
             capture_efficiency=adata.obs[f"{key}_capture_efficiency"].to_numpy(np.float64),
         )
-        gain = adata.varm[f"{key}_gain"][columns].to_numpy(np.float64)
-        modelled = np.repeat(np.asarray(model.loadings.any(axis=1))[:, None], gain.shape[1], axis=1)
+        gain = adata.var[f"{key}_gain"].to_numpy(np.float64)
+        modelled = np.repeat(np.asarray(model.loadings.any(axis=1))[:, None], len(names), axis=1)
     else:
         status = adata.varm[f"{key}_status"]
         # anndata drops categories that a subset of the genes does not use: codes are looked up by name.

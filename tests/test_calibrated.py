@@ -22,6 +22,7 @@ WRITTEN = {
     ("obsm", "dropout_prob_scores"),
     ("varm", "dropout_prob_loadings"),
     ("varm", "dropout_prob_gain"),
+    ("var", "dropout_prob_gain"),
     ("var", "dropout_prob_shape"),
     ("obs", "dropout_prob_capture_efficiency"),
     ("obs", "dropout_prob_library_size"),
@@ -166,8 +167,10 @@ def test_what_is_written_and_read_back(adata: ad.AnnData, tmp_path: Any) -> None
     before = adata.copy()
     scnn.pp.dropout_prob(adata, cluster_key="type", capture_efficiency=0.3)
     pd.testing.assert_frame_equal(adata.var[before.var.columns], before.var)
-    before.var["dropout_prob_shape"] = adata.var["dropout_prob_shape"]
-    assert_only_added(before, adata, WRITTEN - {("var", "dropout_prob_shape")})
+    columns = {key for key in WRITTEN if key[0] == "var"}
+    for _, name in columns:
+        before.var[name] = adata.var[name]
+    assert_only_added(before, adata, WRITTEN - columns)
     assert set(adata.obs["dropout_prob_capture_efficiency"]) == {0.3}
     layer = adata.layers["dropout_prob"]
     assert layer.dtype == np.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._calibrated import (
+    CalibratedFit,
     CalibratedModel,
     depth_efficiency,
     fit_calibrated,
@@ -22,6 +23,7 @@ __all__ = [
     "PARAMETERS",
     "STATUSES",
     "ZERO",
+    "CalibratedFit",
     "CalibratedModel",
     "GammaNormalMixture",
     "depth_efficiency",

@@ -194,6 +194,8 @@ class CalibratedFit:
     gain
         ``(n_genes, n_clusters)`` float64: by how much the model lowers the Poisson deviance of held-out molecules at
         zeros, against the mean of the cluster, in standard errors; NaN where nothing could be compared.
+    total_gain
+        ``(n_genes,)``: the same over all clusters.
     cells
         The cells that the factors were learnt from, rising: all, or `MOST_CELLS` drawn from them.
     train, test
@@ -207,6 +209,7 @@ class CalibratedFit:
 
     model: CalibratedModel
     gain: np.ndarray
+    total_gain: np.ndarray
     cells: np.ndarray
     train: sp.csr_array
     test: sp.csr_array
@@ -269,7 +272,7 @@ def fit_calibrated(
     judged = np.sort(rng.permutation(counts.shape[0])[: max(1, SHAPE_ENTRIES // max(counts.shape[1], 1))])
     shape = _fit_shapes(train[judged], test[judged], scores[judged], loadings)
     stated, present = _held_out(train[judged], test[judged], scores[judged], loadings, shape)
-    gain = _gain(train, test, scores, loadings, shape, clusters[used], n_clusters)
+    gain, total_gain = _gain(train, test, scores, loadings, shape, clusters[used], n_clusters)
 
     complete = [_factorise(counts, start=part) for part in parts]
     found, all_loadings = _average(complete)
@@ -287,6 +290,7 @@ def fit_calibrated(
     return CalibratedFit(
         model=model,
         gain=gain,
+        total_gain=total_gain,
         cells=used,
         train=train,
         test=test,
@@ -465,8 +469,8 @@ def _gain(
     shape: np.ndarray,
     clusters: np.ndarray,
     n_clusters: int,
-) -> np.ndarray:
-    """Gain of the model over the cluster mean in standard errors, ``(n_genes, n_clusters)``."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gain of the model over the cluster mean in standard errors, ``(n_genes, n_clusters)`` and ``(n_genes,)``."""
     library_size = train.sum(axis=1)
     ratio = _ratio(train, test)
     members = [clusters == cluster for cluster in range(n_clusters)]
@@ -476,5 +480,8 @@ def _gain(
         rates = np.stack([first[cells].sum(axis=0) for cells in members]) / np.maximum(totals, 1.0)[:, None]
         mean = np.where(clusters[:, None] >= 0, library_size[:, None] * rates[clusters], 0.0)
         held_out_gain(first, second, expected, mean, ratio, shape[genes], clusters, gain[genes], squares[genes])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(squares > 0, gain / np.sqrt(squares), np.nan)
+
+    def in_standard_errors(gain: np.ndarray, squares: np.ndarray) -> np.ndarray:
+        return np.divide(gain, np.sqrt(squares), out=np.full_like(gain, np.nan), where=squares > 0)
+
+    return in_standard_errors(gain, squares), in_standard_errors(gain.sum(axis=1), squares.sum(axis=1))

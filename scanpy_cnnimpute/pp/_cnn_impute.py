@@ -90,8 +90,8 @@ def cnn_impute(
         ``"conditional"``: what the network predicts a count to be if it is not zero. Default: the first where it is
         possible, else the last.
     gate
-        Leave a gene as it is in the clusters where held-out molecules were predicted worse than by the cluster's mean,
-        by more than three standard errors. Default: where the dropout model knows, not with ``preset="paper"``.
+        Leave a gene as it is, in all cells, if its held-out molecules were predicted worse than by the means of the
+        clusters, by more than three standard errors. Default: where the dropout model knows, not with ``preset="paper"``.
     return_std
         Default preset: also write the standard deviations.
     threshold
@@ -314,8 +314,8 @@ def _options(stored: StoredModel, counts: sp.csr_array, estimate: Estimate, gate
         "modelled": {name: stored.modelled[:, position] for position, name in enumerate(stored.names)}
     }
     if gate and stored.gain is not None:
-        closed = stored.gain < -GATE
-        options["no_gain"] = {name: closed[:, position] for position, name in enumerate(stored.names)}
+        # In all clusters or in none: a gene that is imputed in some only would differ between them by that alone.
+        options["no_gain"] = dict.fromkeys(stored.names, stored.gain < -GATE)
     if estimate in POSTERIOR and isinstance(stored.model, CalibratedModel):
         options |= _posterior(stored, stored.model, counts, logarithmic=estimate == "posterior_mean")
     return options

@@ -97,7 +97,8 @@ def dropout_prob(
         Calibrated: shape of the negative binomial distribution around it; small is over-dispersed.
     ``.varm[f"{key_added}_gain"]``
         Calibrated: DataFrame, genes x clusters: how much better than by the cluster's mean held-out molecules were
-        predicted, in standard errors; above 0 is better, NaN if there was nothing to compare.
+        predicted, in standard errors; above 0 is better, NaN if there was nothing to compare. The same over all
+        clusters in ``.var[f"{key_added}_gain"]``.
     ``.obs[f"{key_added}_capture_efficiency"]``
         Calibrated: as given, or assumed.
     ``.varm[f"{key_added}_{name}"]``
@@ -169,9 +170,9 @@ def dropout_prob(
             clusters=clusters,
             names=names,
             modelled=np.repeat(np.asarray(fit.model.loadings.any(axis=1))[:, None], len(names), axis=1),
-            gain=fit.gain,
+            gain=fit.total_gain,
         )
-        store_calibrated(results, key_added, fit.model, fit.gain, names, adata.var_names)
+        store_calibrated(results, key_added, fit, names, adata.var_names)
         summary = _calibrated_summary(stored, fit.gain, counts)
         record["reliability"] = _reliability(fit.present, fit.stated)
     else:
