@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import logging
+import os
 import pkgutil
 import subprocess
 import sys
@@ -108,11 +109,19 @@ def test_examples(name: str) -> None:
     assert results.failed == 0
 
 
-@pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.md")), ids=lambda path: path.name)
-def test_tutorials(path: Path) -> None:
-    results = doctest.testfile(str(path), module_relative=False)
-    assert results.attempted > 0
-    assert results.failed == 0
+@pytest.mark.filterwarnings("ignore")  # Jupyter's own
+@pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.ipynb")), ids=lambda path: path.name)
+def test_tutorials(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    # The command that this environment installed.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    notebook = nbformat.read(path, as_version=4)
+    stored = [cell.get("outputs") for cell in notebook.cells if cell.cell_type == "code"]
+    assert any(stored)
+    assert not any(output.get("name") == "stderr" for outputs in stored for output in outputs)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
 
 def test_every_public_function_has_an_example_that_runs() -> None:
