@@ -14,7 +14,13 @@ from helpers import assert_only_added, simulate
 
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute import metrics
-from scanpy_cnnimpute.mixture import CalibratedModel, depth_efficiency, fit_calibrated, log_moments_of_missed
+from scanpy_cnnimpute.mixture import (
+    CalibratedModel,
+    _calibrated,
+    depth_efficiency,
+    fit_calibrated,
+    log_moments_of_missed,
+)
 from scanpy_cnnimpute.mixture import _factor_kernels as kernels
 
 WRITTEN = {
@@ -134,6 +140,27 @@ def test_calibrated_against_the_truth(efficiency: float, best_brier: float) -> N
     assert metrics.expected_calibration_error(fit.present, fit.stated) < 0.03
 
 
+def test_many_cells_are_described_by_what_some_of_them_taught(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = planted()
+    counts = metrics.thin_counts(truth, capture_efficiency=0.5).astype(np.float32)
+    options = {"capture_efficiency": np.full(400, 0.5), "random_state": 0}
+    full = fit_calibrated(counts, np.zeros(400, dtype=np.int64), 1, **options)
+    np.testing.assert_array_equal(full.cells, np.arange(400))
+    monkeypatch.setattr(_calibrated, "MOST_CELLS", 300)
+    fit = fit_calibrated(counts, np.zeros(400, dtype=np.int64), 1, **options)
+    again = fit_calibrated(counts, np.zeros(400, dtype=np.int64), 1, **options)
+    np.testing.assert_array_equal(fit.model.scores, again.model.scores)
+    assert fit.cells.size == fit.train.shape[0] == fit.train_scores.shape[0] == 300
+    np.testing.assert_array_equal((fit.train + fit.test).toarray(), counts[fit.cells].toarray())
+    others = np.setdiff1d(np.arange(400), fit.cells)
+    expected, known = fit.model.expected()[others], full.model.expected()[others]
+    assert metrics.pcc(np.log(known + 0.1), np.log(expected + 0.1)) > 0.98
+    zero = counts.toarray()[others] == 0
+    dropout, probability = truth[others][zero] > 0, fit.model.probability(counts)[others][zero]
+    assert metrics.expected_calibration_error(dropout, probability) < 0.04
+    assert metrics.auroc(dropout, probability) > 0.73
+
+
 def test_dispersion_is_recovered() -> None:
     shapes = []
     for shape in (1.0, 20.0):
@@ -168,7 +195,7 @@ def test_what_is_written_and_read_back(adata: ad.AnnData, tmp_path: Any) -> None
     scnn.pp.dropout_prob(adata, cluster_key="type", capture_efficiency=0.3)
     pd.testing.assert_frame_equal(adata.var[before.var.columns], before.var)
     columns = {key for key in WRITTEN if key[0] == "var"}
-    for _, name in columns:
+    for name in adata.var.columns.difference(before.var.columns, sort=False):
         before.var[name] = adata.var[name]
     assert_only_added(before, adata, WRITTEN - columns)
     assert set(adata.obs["dropout_prob_capture_efficiency"]) == {0.3}

@@ -14,7 +14,8 @@ from helpers import KINDS, assert_only_added, simulate
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute import CNNImputer, metrics
 from scanpy_cnnimpute._model_store import load_model
-from scanpy_cnnimpute.network import STATUSES, _block_model, _blocks, _low_rank
+from scanpy_cnnimpute.mixture import _calibrated
+from scanpy_cnnimpute.network import STATUSES, _block_model, _blocks, _conditional, _low_rank
 from scanpy_cnnimpute.presets import resolve
 
 FAST: dict[str, Any] = {"n_steps": 6, "verbose": False}
@@ -246,6 +247,22 @@ def test_save_load_and_new_cells(tmp_path: Any) -> None:
     np.testing.assert_allclose(imputed.toarray()[:, ::-1], again.toarray(), rtol=1e-5)
     np.testing.assert_allclose(deviation.toarray()[:, ::-1], same.toarray(), rtol=1e-4)
     np.testing.assert_array_equal(loaded.transform(new.X).toarray(), again.toarray())
+
+
+@pytest.mark.parametrize("estimate", ["posterior_mean", "conditional"])
+def test_more_cells_than_are_learnt_from(estimate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (_calibrated, _conditional):
+        monkeypatch.setattr(module, "MOST_CELLS", 40)
+    blocks = []
+    for size in (1000, 7):
+        monkeypatch.setattr(_conditional, "DESCRIBED_CELLS", size)
+        adata = simulate(60)
+        scnn.pp.cnn_impute(adata, cluster_key="type", estimate=estimate, threshold=0, gate=False, **FAST)
+        blocks.append(adata.layers["cnn_imputed"].toarray())
+    np.testing.assert_allclose(*blocks, rtol=1e-5)
+    assert np.isfinite(blocks[0]).all()
+    seen = adata.X.toarray().any(axis=0)
+    assert (blocks[0][:, seen] > 0).all()
 
 
 def test_too_few_cells_and_genes() -> None:

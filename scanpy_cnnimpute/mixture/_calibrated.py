@@ -254,8 +254,7 @@ def fit_calibrated(
     factors, averaged over `N_STARTS` starts. The shapes r_j come from the likelihood of part of the molecules
     given the other part, and so hold what the model does not know, too; they are shrunk to each other.
 
-    Of more than `MOST_CELLS` cells so many are drawn, and all but the scores of the others is learnt from these, so that
-    time beyond grows with one pass over the others' counts.
+    Of more than `MOST_CELLS` cells so many are drawn, and everything is learnt from these but the scores of the others.
     """
     split_seed, *seeds = np.random.SeedSequence(random_state).spawn(1 + N_STARTS)
     rng = np.random.default_rng(split_seed)

@@ -91,7 +91,8 @@ def cnn_impute(
         possible, else the last.
     gate
         Leave a gene as it is, in all cells, if its held-out molecules were predicted worse than by the means of the
-        clusters, by more than three standard errors. Default: where the dropout model knows, not with ``preset="paper"``.
+        clusters, by more than three standard errors. Default: where the dropout model knows, not with
+        ``preset="paper"``.
     return_std
         Default preset: also write the standard deviations.
     threshold
