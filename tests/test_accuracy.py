@@ -30,6 +30,11 @@ def test_mse_and_pcc_against_scipy() -> None:
         metrics.mse(truth, estimate[:, 0])
 
 
+def test_pcc_of_a_constant_is_not_defined() -> None:
+    # The mean of three times 0.1 is not 0.1.
+    assert np.isnan(metrics.pcc(np.full(3, 0.1), [1.0, 2.0, 4.0]))
+
+
 def test_gene_pcc_by_hand() -> None:
     genes = np.repeat(["a", "b", "c", "d"], [4, 4, 4, 2])
     truth = np.array([1, 2, 3, 4.0, 1, 2, 3, 4, 5, 5, 5, 5, 0, 1])

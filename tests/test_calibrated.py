@@ -153,6 +153,8 @@ def test_many_cells_are_described_by_what_some_of_them_taught(monkeypatch: pytes
     assert fit.cells.size == fit.train.shape[0] == fit.train_scores.shape[0] == 300
     np.testing.assert_array_equal((fit.train + fit.test).toarray(), counts[fit.cells].toarray())
     others = np.setdiff1d(np.arange(400), fit.cells)
+    some = np.where(np.arange(400) < 50, 0, -1)
+    assert set(range(50)) <= set(fit_calibrated(counts, some, 1, **options).cells)
     expected, known = fit.model.expected()[others], full.model.expected()[others]
     assert metrics.pcc(np.log(known + 0.1), np.log(expected + 0.1)) > 0.98
     zero = counts.toarray()[others] == 0

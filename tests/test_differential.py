@@ -196,6 +196,15 @@ def test_empty_genes_empty_cells_and_other_groups(planted: tuple[ad.AnnData, pd.
     assert_only_added(before, adata, {("uns", "eval_de")})
 
 
+def test_cells_without_a_group(planted: tuple[ad.AnnData, pd.DataFrame]) -> None:
+    adata, reference = planted
+    adata = adata.copy()
+    adata.obs["type"] = adata.obs["type"].astype("string")
+    adata.obs.iloc[:3, adata.obs.columns.get_loc("type")] = pd.NA
+    table = scnn.tl.eval_de(adata, reference=reference, **GROUPS)
+    pd.testing.assert_frame_equal(table, scnn.tl.eval_de(adata[3:].copy(), reference=reference, **GROUPS))
+
+
 def test_refusals() -> None:
     adata = simulate()
     before = adata.copy()

@@ -277,6 +277,13 @@ def test_mixture_refuses(results: ad.AnnData) -> None:
     changed.X = 2 * changed.X
     with pytest.raises(ValueError, match="The counts are not those"):
         scnn.pl.mixture(changed, gene=MODELLED, key="published", show=False)
+    part = results[(results.obs["type"] == "a").to_numpy()].copy()
+    with pytest.raises(ValueError, match=r"No cell of cluster 'b' is left. Clusters with cells: \['a'\]"):
+        scnn.pl.mixture(part, gene=MODELLED, cluster="b", key="published", show=False)
+    twice = results.copy()
+    twice.var_names = ["g0", MODELLED, MODELLED, *results.var_names[3:]]
+    with pytest.raises(ValueError, match="is the name of several genes"):
+        scnn.pl.mixture(twice, gene=MODELLED, key="published", show=False)
     assert plt.get_fignums() == []
 
 

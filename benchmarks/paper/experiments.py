@@ -210,6 +210,8 @@ def differential(imputed: np.ndarray, adata: ad.AnnData, references: References)
                 group=group,
                 reference_group=other,
                 reference=reference,
+                # The paper's levels: of bulk, and of data before dropout (adjusted p-values).
+                reference_p_value=0.05 if other == REST else 0.09,
                 key_added=f"{group} {other}",
             )
         rows.append(table.iloc[0])
@@ -218,9 +220,9 @@ def differential(imputed: np.ndarray, adata: ad.AnnData, references: References)
     return {new: float(mean[old]) for old, new in names.items()}
 
 
-def bulk_table(bulk: pd.DataFrame, group: list[str], other: list[str]) -> pd.DataFrame:
+def bulk_table(bulk: pd.DataFrame, group: list[str], other: list[str], totals: pd.Series | None = None) -> pd.DataFrame:
     """log2 fold changes and t-test of log2(CPM + 1) of bulk samples (columns) for each gene (rows)."""
-    expression = np.log2(1 + 1e6 * bulk / bulk.sum())
+    expression = np.log2(1 + 1e6 * bulk / (bulk.sum() if totals is None else totals))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=RuntimeWarning)  # genes that are constant over all samples
         test = stats.ttest_ind(expression[group], expression[other], axis=1)
@@ -268,11 +270,12 @@ def cell_line_bulk(folder: Path | None, adata: ad.AnnData) -> References:
     return bulk_pairs(folder, "bulk_celllines", {name: name for name in sorted(adata.obs["cell_type"].unique())})
 
 
-def soumillon_bulk(_: Path | None, adata: ad.AnnData) -> References:
+def soumillon_bulk(folder: Path | None, adata: ad.AnnData) -> References:
     """Days 7 and 0, sorted and unsorted as two samples each."""
     bulk = adata.var.filter(like="bulk_D3T")
+    totals = ad.read_h5ad(path_of(folder, "soumillon")).var[bulk.columns].sum()
     samples = {day: [f"bulk_D3T{day}_{kind}" for kind in ("sorted", "unsorted")] for day in (7, 0)}
-    return {("day7", "day0"): bulk_table(bulk, samples[7], samples[0])}
+    return {("day7", "day0"): bulk_table(bulk, samples[7], samples[0], totals)}
 
 
 def simulation(_: Path | None, seed: int) -> Case:

@@ -18,29 +18,34 @@ FAMILIES = {
     "de": ("Differential expression against a reference", ["auc", "n_up", "n_down", "lfc_pcc", "lfc_mse", "ned"]),
 }
 RANKS = (
-    "Ranks in the scores that the paper has (median over the seeds; ties share their mean rank; failed methods are not "
-    "ranked), their mean and standard deviation."
+    "Ranks in the scores that the paper has: median over the seeds that all methods have, ties share their mean rank, "
+    "a method that failed or has no score is last. Mean and standard deviation are over "
+    "the scores that a method was run for."
 )
-COST = "Medians: seconds and processor seconds after the imports, memory above them."
+COST = "Medians over the seeds, after the imports."
 
 
 def write_report(out: Path) -> None:
     """Tables and figures of everything that is in the folder."""
     mpl.use("Agg")
+    if not (out / "runs.csv").exists():
+        return
     scores, runs = pd.read_csv(out / "scores.csv"), pd.read_csv(out / "runs.csv")
-    order = mean_ranks(scores).index.tolist()
+    table = ranks(scores, runs)
+    summary = mean_ranks(table)
+    order = list(dict.fromkeys([*summary.index, *runs["method"]]))
     lines = ["# The paper's evaluation", ""]
     for family, (title, metrics) in FAMILIES.items():
         part = scores[scores["metric"].isin(metrics)]
-        if part.empty:
-            continue
-        figure_scores(part, order, metrics, out / f"{family}.png")
-        lines += [f"## {title}", "", f"![{title}]({family}.png)", "", *tables(part, order, metrics)]
+        if len(part):
+            figure_scores(part, order, metrics, out / f"{family}.png")
+            lines += [f"## {title}", "", f"![{title}]({family}.png)", "", *tables(part, order, metrics)]
     drawn = figure_embeddings(out, order)
     lines += [line for name in drawn for line in (f"![t-SNE, {name}](tsne_{name}.png)", "")]
-    figure_ranks(scores, out / "ranks.png")
-    lines += ["## Ranks", "", RANKS, "", "![Ranks](ranks.png)", "", mean_ranks(scores).round(2).to_markdown(), ""]
-    lines += ["## Cost", "", COST, "", cost(runs).to_markdown(), ""]
+    if len(summary):
+        figure_ranks(table, summary, out / "ranks.png")
+        lines += ["## Ranks", "", RANKS, "", "![Ranks](ranks.png)", "", summary.round(2).to_markdown(), ""]
+    lines += ["## Cost", "", COST, "", *costs(runs)]
     failed = runs[runs["status"] != "ok"]
     if len(failed):
         lines += ["## Failed", "", failed[["experiment", "seed", "method", "status"]].to_markdown(index=False), ""]
@@ -65,29 +70,37 @@ def tables(scores: pd.DataFrame, order: list[str], metrics: list[str]) -> list[s
     return lines
 
 
-def ranks(scores: pd.DataFrame) -> pd.DataFrame:
-    """Rank of each method (rows) in each of the paper's scores (columns); 1 is best."""
-    paper = scores[scores["in_paper"]]
-    median = paper.pivot_table(index=["experiment", "metric"], columns="method", values="value", aggfunc="median")
-    high = paper.groupby(["experiment", "metric"])["high_is_best"].first()
-    signed = median.mul(np.where(high.reindex(median.index), -1, 1), axis=0)
-    table = signed.rank(axis=1).T
-    table.columns = [f"{experiment} {metric}" for experiment, metric in table.columns]
-    return table
+def ranks(scores: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Rank of each method (rows) in each of the paper's scores (columns); 1 is best, NaN where it was not run."""
+    columns = {}
+    for (experiment, metric), part in scores[scores["in_paper"]].groupby(["experiment", "metric"], sort=False):
+        tried = runs[runs["experiment"] == experiment]
+        n_methods = tried.groupby("seed")["method"].nunique()
+        common = n_methods.index[n_methods == n_methods.max()]
+        value = part[part["seed"].isin(common)].groupby("method")["value"].median()
+        value = value.reindex(tried["method"].unique())
+        columns[f"{experiment} {metric}"] = value.rank(ascending=not part["high_is_best"].iloc[0], na_option="bottom")
+    return pd.DataFrame(columns)
 
 
-def mean_ranks(scores: pd.DataFrame) -> pd.DataFrame:
+def mean_ranks(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and spread of the ranks, best first."""
-    table = ranks(scores)
     found = pd.DataFrame({"mean rank": table.mean(axis=1), "sd": table.std(axis=1), "scores": table.count(axis=1)})
     return found.sort_values("mean rank")
 
 
-def cost(runs: pd.DataFrame) -> pd.DataFrame:
-    """Median cost of each method over the runs that ended."""
+def costs(runs: pd.DataFrame) -> list[str]:
+    """Processor seconds and memory of each method (rows) in each experiment."""
     done = runs[runs["status"] == "ok"].copy()
-    done["memory_mb"] = done["rss_peak_mb"] - done["rss_import_mb"]
-    return done.groupby("method")[["wall_s", "cpu_s", "memory_mb"]].median().sort_values("cpu_s").round(1)
+    if done.empty:
+        return []
+    done["MB above the imports"] = done["rss_peak_mb"] - done["rss_import_mb"]
+    done = done.rename(columns={"cpu_s": "processor seconds"})
+    lines = []
+    for name in ("processor seconds", "MB above the imports"):
+        table = done.pivot_table(index="method", columns="experiment", values=name, aggfunc="median", sort=False)
+        lines += [f"{name.capitalize()}:", "", table.round(1).to_markdown(), ""]
+    return lines
 
 
 def figure_scores(scores: pd.DataFrame, order: list[str], metrics: list[str], path: Path) -> None:
@@ -122,12 +135,11 @@ def figure_scores(scores: pd.DataFrame, order: list[str], metrics: list[str], pa
     plt.close(figure)
 
 
-def figure_ranks(scores: pd.DataFrame, path: Path) -> None:
+def figure_ranks(table: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:
     """The paper's figure 6: ranks of all methods in all of its scores, with mean and spread."""
     from matplotlib import pyplot as plt
 
-    summary = mean_ranks(scores)
-    table = ranks(scores).loc[summary.index]
+    table = table.loc[summary.index]
     figure, axis = plt.subplots(figsize=(0.45 * table.shape[1] + 2.5, 0.3 * table.shape[0] + 2), layout="constrained")
     image = axis.imshow(table, cmap="viridis_r", aspect="auto")
     for i, j in np.ndindex(table.shape):

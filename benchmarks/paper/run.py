@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from experiments import EXPERIMENTS, HIGH_IS_BEST, DataMissingError, Experiment
 from report import write_report
 
 sys.path.append(str(Path(__file__).parents[1] / "peers"))
-from peers import ENVIRONMENTS, PeerFailed, run_peer
+from peers import ENVIRONMENTS, run_peer
 
 SCORES = ["experiment", "seed", "method", "metric", "value", "high_is_best", "in_paper"]
 KEY = ["experiment", "seed", "method"]
@@ -62,24 +63,30 @@ class Results:
     def __init__(self, out: Path, *, retry: bool) -> None:
         self.out = out
         self.scores = self._read("scores.csv")
-        self.runs = [run for run in self._read("runs.csv") if not retry or run["status"] == "ok"]
+        self.runs = self._read("runs.csv")
+        self.retry = retry
 
     def _read(self, file: str) -> list[dict[str, Any]]:
         path = self.out / file
         return pd.read_csv(path).to_dict("records") if path.exists() else []
 
     def has(self, *key: Any) -> bool:
-        """Whether this run was made."""
-        return any(tuple(run[name] for name in KEY) == key for run in self.runs)
+        """Whether this run was made, and need not be tried again."""
+        return any(_key(run) == key and (run["status"] == "ok" or not self.retry) for run in self.runs)
 
     def add(self, key: tuple[Any, ...], status: str, scores: list[dict[str, Any]], info: dict[str, Any]) -> None:
         """Append and write."""
         named = dict(zip(KEY, key, strict=True))
+        self.runs = [run for run in self.runs if _key(run) != key]
         self.runs.append({**named, "status": status, **info})
         self.scores += [{**named, **row} for row in scores]
         pd.DataFrame(self.scores, columns=SCORES).to_csv(self.out / "scores.csv", index=False)
         pd.DataFrame(self.runs).to_csv(self.out / "runs.csv", index=False)
         print(*key, status, *(f"{row['metric']}={row['value']:.4f}" for row in scores), flush=True)
+
+
+def _key(run: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(run[name] for name in KEY)
 
 
 def run(name: str, experiment: Experiment, seed: int, options: argparse.Namespace, results: Results) -> None:
@@ -97,8 +104,11 @@ def run(name: str, experiment: Experiment, seed: int, options: argparse.Namespac
         try:
             imputed, info = run_peer(method, case.counts, root=options.peers, seed=seed, timeout=options.timeout)
             scores = case.scores(imputed)
-        except (PeerFailed, ValueError) as error:
-            results.add(key, f"failed: {' '.join(str(error).split())[-300:]}", [], {})
+        except Exception as error:  # whatever it is: the other methods go on
+            print(error, flush=True)
+            # Its last line, without the places of files on this machine.
+            reason = re.sub(r"\S*/\S+", "...", str(error).strip().splitlines()[-1])[:200].replace("|", "/")
+            results.add(key, f"failed: {type(error).__name__}: {reason}", [], {})
             continue
         if case.embeddings and seed == 0:
             np.savez_compressed(options.out / f"embedding_{name}_{method}.npz", **case.embeddings)

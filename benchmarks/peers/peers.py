@@ -76,7 +76,7 @@ def run_peer(
         # Made absolute but not resolved: the interpreter knows its environment by the link that it was started by.
         python = Path(root or "").absolute() / environment / "bin" / "python"
         if root is None or not python.exists():
-            message = f"{method}: its environment is not in {root}; make it by benchmarks/peers/environments.py"
+            message = f"{method} has no environment; make it by benchmarks/peers/environments.py"
             raise PeerFailed(message)
     matrix = sp.csr_matrix(counts)
     matrix.eliminate_zeros()

@@ -67,9 +67,11 @@ def pcc(truth: ArrayLike, estimate: ArrayLike) -> float:
     >>> round(pcc([0.0, 1.0, 2.0], [1.0, 2.0, 3.0]), 6)
     1.0
     """
-    x, y = (values.ravel() - values.mean() for values in _pair(truth, estimate))
-    scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale > 0 else float("nan")
+    pair = _pair(truth, estimate)
+    if any(np.ptp(values) == 0 for values in pair):
+        return float("nan")
+    x, y = (values.ravel() - values.mean() for values in pair)
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
 
 
 def gene_pcc(truth: ArrayLike, estimate: ArrayLike, genes: ArrayLike, *, min_entries: int = 3) -> float:

@@ -60,7 +60,9 @@ def gini(values: Any) -> float | np.ndarray:
             ascending = np.sort(columns.data[start:stop].astype(np.float64))
             # The zeros come first, so the non-zeros have the last ranks.
             rank = np.arange(n_cells - ascending.size + 1, n_cells + 1)
-            coefficients[gene] = (2 * rank - n_cells - 1) @ ascending / (n_cells * ascending.sum())
+            coefficient = (2 * rank - n_cells - 1) @ ascending / (n_cells * ascending.sum())
+            # Constant values can come out a rounding error below 0.
+            coefficients[gene] = max(coefficient, 0.0)
     return float(coefficients[0]) if table.ndim == 1 else coefficients
 
 

@@ -255,10 +255,11 @@ def fit_calibrated(
     given the other part, and so hold what the model does not know, too; they are shrunk to each other.
 
     Of more than `MOST_CELLS` cells so many are drawn, and everything is learnt from these but the scores of the others.
+    A gene that none of them has is not modelled.
     """
     split_seed, *seeds = np.random.SeedSequence(random_state).spawn(1 + N_STARTS)
     rng = np.random.default_rng(split_seed)
-    used, others = _draw_cells(counts.shape[0], rng)
+    used, others = _draw_cells(clusters, rng)
     counts, all_counts = (sp.csr_array(counts[used]), counts) if others.size else (counts, counts)
     data = np.rint(counts.data).astype(np.int64)
     kept = rng.binomial(data, TRAIN_SHARE)
@@ -300,11 +301,12 @@ def fit_calibrated(
     )
 
 
-def _draw_cells(n_cells: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Cells to learn from, and the others."""
-    if n_cells <= MOST_CELLS:
-        return np.arange(n_cells), np.empty(0, dtype=np.int64)
-    order = rng.permutation(n_cells)
+def _draw_cells(clusters: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Cells to learn from, and the others; those without a cluster, which nothing is imputed in, come last."""
+    if clusters.size <= MOST_CELLS:
+        return np.arange(clusters.size), np.empty(0, dtype=np.int64)
+    order = rng.permutation(clusters.size)
+    order = order[np.argsort(clusters[order] < 0, kind="stable")]
     return np.sort(order[:MOST_CELLS]), np.sort(order[MOST_CELLS:])
 
 

@@ -32,6 +32,9 @@ def check_gene(adata: AnnData, gene: str) -> None:
     if not isinstance(gene, str) or gene not in adata.var_names:
         msg = f"gene={gene!r} is not in adata.var_names, such as {adata.var_names[:3].tolist()}."
         raise KeyError(msg)
+    if (adata.var_names == gene).sum() > 1:
+        msg = f"gene={gene!r} is the name of several genes; run adata.var_names_make_unique() first."
+        raise ValueError(msg)
 
 
 def get_axes(ax: Axes | None, *, size: tuple[float, float], save: Any) -> Axes:

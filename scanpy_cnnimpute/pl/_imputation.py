@@ -99,8 +99,9 @@ def imputation(
     axes.set_yticks(np.arange(len(median)), median.index)
     for tick in axes.get_yticklabels():
         tick.set_fontweight("bold" if tick.get_text() == "cnn_impute" else "normal")
+    n_seeds = scores["seed"].nunique()
     axes.set(
         xlabel=f"{LABELS[score]} ({'higher' if higher else 'lower'} is better)",
-        title=f"{TESTS[record['params']['how']]}, {scores['seed'].nunique()} seeds",
+        title=f"{TESTS[record['params']['how']]}, {n_seeds} seed{'s' if n_seeds > 1 else ''}",
     )
     return finish(axes, given=ax, show=show, save=save)

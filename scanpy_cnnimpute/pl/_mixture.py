@@ -97,6 +97,10 @@ def mixture(
     reasons = [STATUSES[code] for code in model.status[0]]
     position = _cluster(stored, reasons, gene, cluster)
     cells = np.flatnonzero(stored.clusters == position)
+    if not cells.size:
+        there = sorted({stored.names[code] for code in stored.clusters if code >= 0})
+        msg = f"No cell of cluster {stored.names[position]!r} is left. Clusters with cells: {there}."
+        raise ValueError(msg)
     counts = get_counts(part, layer, caller="pl.mixture", integers=False)[cells].toarray().ravel()
     x = log10_cpm(counts.astype(np.float64), stored.library_size[cells])
     parameters = model.parameters[0, position]

@@ -31,7 +31,7 @@ Estimate = Literal["posterior_mean", "expected_count", "conditional"]
 POSTERIOR = ("posterior_mean", "expected_count")
 CONDITIONAL_THRESHOLD = 0.5
 # Standard errors. A gene that the model and the cluster's mean predict alike is better imputed than left at zero.
-GATE = 3.0
+GATE = 5.0
 
 
 def cnn_impute(
@@ -91,7 +91,7 @@ def cnn_impute(
         possible, else the last.
     gate
         Leave a gene as it is, in all cells, if its held-out molecules were predicted worse than by the means of the
-        clusters, by more than three standard errors. Default: where the dropout model knows, not with
+        clusters, by more than five standard errors. Default: where the dropout model knows, not with
         ``preset="paper"``.
     return_std
         Default preset: also write the standard deviations.

@@ -147,7 +147,7 @@ def _cells(adata: AnnData, groupby: str, group: str, reference_group: str) -> di
     labels = adata.obs[groupby]
     cells = {}
     for name, label in (("group", group), ("reference_group", reference_group)):
-        cells[name] = np.flatnonzero(labels == label)
+        cells[name] = np.flatnonzero((labels == label).fillna(False).to_numpy(dtype=bool))
         if cells[name].size < 2:  # noqa: PLR2004
             available = labels.value_counts().loc[lambda n: n > 1].index
             msg = (

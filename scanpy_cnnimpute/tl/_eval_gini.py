@@ -76,7 +76,7 @@ def eval_gini(
         msg = f"housekeeping={housekeeping!r} has to be exactly one of adata.var_names."
         raise KeyError(msg)
     columns = common_genes(adata, expected.index, caller="tl.eval_gini")
-    genes = pd.Index(adata.var_names[columns], name=None)
+    genes = adata.var_names[columns].rename(None)
 
     coefficients = pd.DataFrame(index=genes)
     n_cells = {}

@@ -59,7 +59,8 @@ def eval_imputation(
         Layer with the counts. Default: `X`.
     cluster_key
         Column of `.obs` with clusters, for the cluster mean and the imputation. Default: none, and the imputation
-        finds its own.
+        finds its own. Clusters that were found in all counts know those that are held out, which favours the cluster
+        mean.
     preset
         Preset of :func:`~scanpy_cnnimpute.pp.cnn_impute`.
     settings
