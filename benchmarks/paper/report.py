@@ -144,7 +144,8 @@ def figure_ranks(table: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None
     image = axis.imshow(table, cmap="viridis_r", aspect="auto")
     for i, j in np.ndindex(table.shape):
         if np.isfinite(table.iloc[i, j]):
-            axis.text(j, i, f"{table.iloc[i, j]:g}", ha="center", va="center", fontsize=6, c="w")
+            dark = table.iloc[i, j] > np.nanmax(table) / 2
+            axis.text(j, i, f"{table.iloc[i, j]:g}", ha="center", va="center", fontsize=6, c="w" if dark else "k")
     axis.set_xticks(range(table.shape[1]), table.columns, rotation=90, fontsize=7)
     labels = [f"{method}  {row['mean rank']:.1f} ± {row['sd']:.1f}" for method, row in summary.iterrows()]
     axis.set_yticks(range(table.shape[0]), labels, fontsize=7)
@@ -172,9 +173,10 @@ def figure_embeddings(out: Path, order: list[str]) -> list[str]:
         for axis, method in zip(axes.flat, [method for method in order if method in by_method], strict=False):
             stored = np.load(by_method[method])
             codes, types = pd.factorize(stored["labels"], sort=True)
+            colors = plt.get_cmap("tab10" if len(types) <= 10 else "tab20")  # noqa: PLR2004
             for code, label in enumerate(types):
                 points = stored["tsne"][codes == code]
-                axis.plot(points[:, 0], points[:, 1], ".", ms=1.5, c=plt.get_cmap("tab20")(code % 20), label=label)
+                axis.plot(points[:, 0], points[:, 1], ".", ms=1.5, c=colors(code), label=label)
             axis.set_title(method, fontsize=8)
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=6, markerscale=5, frameon=False)
