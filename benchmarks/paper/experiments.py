@@ -75,7 +75,6 @@ class Case:
 class Experiment:
     """One data set of the evaluation."""
 
-    family: str
     load: Callable[[Path | None, int], Case]
     paper: tuple[str, ...]
     """Scores that are among the paper's 17 experiments, or stand in for one."""
@@ -91,12 +90,6 @@ def path_of(folder: Path | None, source: str) -> Path:
         msg = f"{wanted.file} is needed, but {place}. Source: {wanted.accession}; licence: {wanted.licence}."
         raise DataMissingError(msg)
     return folder / wanted.file
-
-
-def read(folder: Path | None, source: str) -> ad.AnnData:
-    """Raw counts, without the genes that are seen in fewer than 5 % of the cells, and without empty cells."""
-    adata = ad.read_h5ad(path_of(folder, source))
-    return filtered(adata)
 
 
 def filtered(adata: ad.AnnData) -> ad.AnnData:
@@ -175,17 +168,6 @@ def clusters(imputed: np.ndarray, labels: np.ndarray, case: Case) -> dict[str, f
     return {name: float(table.iloc[0][name]) for name in ("purity", "entropy", "ari", "nmi")}
 
 
-def labelled(source: str) -> Callable[[Path | None, int], Case]:
-    """Clusters of a data set with known types."""
-
-    def load(folder: Path | None, _: int) -> Case:
-        adata = read(folder, source)
-        case = Case(sp.csr_array(adata.X), lambda imputed: clusters(imputed, adata.obs["cell_type"].to_numpy(), case))
-        return case
-
-    return load
-
-
 # --- differential expression
 
 
@@ -220,9 +202,9 @@ def differential(imputed: np.ndarray, adata: ad.AnnData, references: References)
     return {new: float(mean[old]) for old, new in names.items()}
 
 
-def bulk_table(bulk: pd.DataFrame, group: list[str], other: list[str], totals: pd.Series | None = None) -> pd.DataFrame:
+def bulk_table(bulk: pd.DataFrame, group: list[str], other: list[str]) -> pd.DataFrame:
     """log2 fold changes and t-test of log2(CPM + 1) of bulk samples (columns) for each gene (rows)."""
-    expression = np.log2(1 + 1e6 * bulk / (bulk.sum() if totals is None else totals))
+    expression = np.log2(1 + 1e6 * bulk / bulk.sum())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=RuntimeWarning)  # genes that are constant over all samples
         test = stats.ttest_ind(expression[group], expression[other], axis=1)
@@ -239,20 +221,19 @@ def bulk_pairs(folder: Path | None, source: str, types: dict[str, str]) -> Refer
     return {(a, b): bulk_table(bulk, samples[a], samples[b]) for a, b in combinations(types, 2)}
 
 
-def with_bulk(
-    source: str, pairs: Callable[[Path | None, ad.AnnData], References]
+def labelled(
+    source: str, pairs: Callable[[Path | None, ad.AnnData], References] | None = None
 ) -> Callable[[Path | None, int], Case]:
-    """Differential expression against bulk samples, and the clusters of the same imputation."""
+    """Clusters of a data set with known types, and with references differential expression."""
 
     def load(folder: Path | None, _: int) -> Case:
-        adata = read(folder, source)
-        references = pairs(folder, adata)
+        complete = ad.read_h5ad(path_of(folder, source))
+        references = pairs(folder, complete) if pairs else {}
+        adata = filtered(complete)
 
         def scores(imputed: np.ndarray) -> dict[str, float]:
-            return {
-                **differential(imputed, adata, references),
-                **clusters(imputed, adata.obs["cell_type"].to_numpy(), case),
-            }
+            found = differential(imputed, adata, references) if references else {}
+            return {**found, **clusters(imputed, adata.obs["cell_type"].to_numpy(), case)}
 
         case = Case(sp.csr_array(adata.X), scores)
         return case
@@ -270,12 +251,11 @@ def cell_line_bulk(folder: Path | None, adata: ad.AnnData) -> References:
     return bulk_pairs(folder, "bulk_celllines", {name: name for name in sorted(adata.obs["cell_type"].unique())})
 
 
-def soumillon_bulk(folder: Path | None, adata: ad.AnnData) -> References:
+def soumillon_bulk(_: Path | None, adata: ad.AnnData) -> References:
     """Days 7 and 0, sorted and unsorted as two samples each."""
     bulk = adata.var.filter(like="bulk_D3T")
-    totals = ad.read_h5ad(path_of(folder, "soumillon")).var[bulk.columns].sum()
     samples = {day: [f"bulk_D3T{day}_{kind}" for kind in ("sorted", "unsorted")] for day in (7, 0)}
-    return {("day7", "day0"): bulk_table(bulk, samples[7], samples[0], totals)}
+    return {("day7", "day0"): bulk_table(bulk, samples[7], samples[0])}
 
 
 def simulation(_: Path | None, seed: int) -> Case:
@@ -306,14 +286,14 @@ def simulation(_: Path | None, seed: int) -> Case:
 
 QUALITY = ("purity", "entropy", "ari")
 EXPERIMENTS = {
-    "masked_jurkat": Experiment("accuracy", masked("jurkat"), ("mse", "pcc"), seeded=True),
-    "masked_grun": Experiment("accuracy", masked("grun"), ("mse", "pcc"), seeded=True),
-    "fish_grun": Experiment("gini", fish, ("gini_mse", "gini_pcc")),
-    "clusters_spleen": Experiment("clusters", labelled("spleen"), QUALITY),
-    "clusters_zeisel": Experiment("clusters", labelled("zeisel"), QUALITY),
-    "simulation": Experiment("clusters and DE", simulation, (*QUALITY, "auc"), seeded=True),
-    "bulk_jurkat": Experiment("DE and clusters", with_bulk("jurkat", jurkat_bulk), ("auc",)),
-    "bulk_soumillon": Experiment("DE and clusters", with_bulk("soumillon", soumillon_bulk), ()),
-    "bulk_celseq2": Experiment("DE and clusters", with_bulk("celseq2", cell_line_bulk), ()),
-    "bulk_dropseq": Experiment("DE and clusters", with_bulk("dropseq", cell_line_bulk), ()),
+    "masked_jurkat": Experiment(masked("jurkat"), ("mse", "pcc"), seeded=True),
+    "masked_grun": Experiment(masked("grun"), ("mse", "pcc"), seeded=True),
+    "fish_grun": Experiment(fish, ("gini_mse", "gini_pcc")),
+    "clusters_spleen": Experiment(labelled("spleen"), QUALITY),
+    "clusters_zeisel": Experiment(labelled("zeisel"), QUALITY),
+    "simulation": Experiment(simulation, (*QUALITY, "auc"), seeded=True),
+    "bulk_jurkat": Experiment(labelled("jurkat", jurkat_bulk), ("auc",)),
+    "bulk_soumillon": Experiment(labelled("soumillon", soumillon_bulk), ()),
+    "bulk_celseq2": Experiment(labelled("celseq2", cell_line_bulk), ()),
+    "bulk_dropseq": Experiment(labelled("dropseq", cell_line_bulk), ()),
 }

@@ -156,12 +156,7 @@ def run_magic(counts: np.ndarray, seed: int, threads: int) -> np.ndarray:
 
     Squared, times the cell's library size over the median.
     """
-    import magic
-
-    size = library_sizes(counts)
-    scale = size / np.median(size)
-    operator = magic.MAGIC(random_state=seed, n_jobs=threads, verbose=0)
-    return np.square(operator.fit_transform(np.sqrt(counts / scale))) * scale
+    return magic_on_scale(counts, seed, threads, np.sqrt, np.square)
 
 
 def run_magic_log(counts: np.ndarray, seed: int, threads: int) -> np.ndarray:
@@ -169,12 +164,17 @@ def run_magic_log(counts: np.ndarray, seed: int, threads: int) -> np.ndarray:
 
     Turned back by expm1, times the cell's library size over the median.
     """
+    return magic_on_scale(counts, seed, threads, np.log1p, np.expm1)
+
+
+def magic_on_scale(counts: np.ndarray, seed: int, threads: int, forth: np.ufunc, back: np.ufunc) -> np.ndarray:
+    """MAGIC on normalised counts that were transformed, and its output turned back into counts."""
     import magic
 
     size = library_sizes(counts)
     scale = size / np.median(size)
     operator = magic.MAGIC(random_state=seed, n_jobs=threads, verbose=0)
-    return np.expm1(operator.fit_transform(np.log1p(counts / scale))) * scale
+    return back(operator.fit_transform(forth(counts / scale))) * scale
 
 
 def run_scvi(counts: np.ndarray, seed: int, threads: int) -> np.ndarray:

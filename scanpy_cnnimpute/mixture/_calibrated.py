@@ -348,10 +348,8 @@ def _factorise(counts: sp.csr_array, rng: np.random.Generator | None = None, sta
     allocated_cells, allocated_genes = np.empty((n_cells, N_FACTORS)), np.empty((n_genes, N_FACTORS))
     for iteration in range(n_iterations):
         own, other = np.exp(log_scores), np.exp(log_loadings)
-        allocate(by_cell.indptr, by_cell.indices, by_cell.data, own, other, allocated_cells)
-        alpha = CELL_SHAPE + allocated_cells
-        beta = CELL_SHAPE * N_FACTORS + library_size[:, None] * _weighted_sum(share, loadings)
-        scores, log_scores = alpha / beta, digamma(alpha) - np.log(beta)
+        exposure = library_size[:, None] * _weighted_sum(share, loadings)
+        scores, log_scores = _cell_scores(by_cell, own, other, exposure, allocated_cells)
         allocate(by_gene.indptr, by_gene.indices, by_gene.data, other, np.exp(log_scores), allocated_genes)
         alpha = prior + allocated_genes
         beta = prior + share[:, None] * _weighted_sum(library_size, scores)
@@ -375,16 +373,23 @@ def _factorise(counts: sp.csr_array, rng: np.random.Generator | None = None, sta
 def _describe_cells(counts: sp.csr_array, part: _Factors) -> _Factors:
     """Scores of other cells, with the loadings as they are."""
     library_size = counts.sum(axis=1, dtype=np.float64)
-    data = counts.data.astype(np.float64)
-    other = np.exp(part.log_loadings)
-    beta = CELL_SHAPE * N_FACTORS + library_size[:, None] * _weighted_sum(part.share, part.loadings)
+    by_cell, other = sp.csr_array(counts, dtype=np.float64), np.exp(part.log_loadings)
+    exposure = library_size[:, None] * _weighted_sum(part.share, part.loadings)
     own = np.full((counts.shape[0], N_FACTORS), 1 / N_FACTORS)
     allocated = np.empty_like(own)
     for _ in range(N_CELL_ITERATIONS):
-        allocate(counts.indptr, counts.indices, data, own, other, allocated)
-        log_scores = digamma(CELL_SHAPE + allocated) - np.log(beta)
+        _, log_scores = _cell_scores(by_cell, own, other, exposure, allocated)
         own = np.exp(log_scores)
     return replace(part, log_scores=log_scores, library_size=library_size)
+
+
+def _cell_scores(
+    by_cell: sp.csr_array, own: np.ndarray, other: np.ndarray, exposure: np.ndarray, allocated: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """One update of the cells: means of their scores, and of the logarithms; `allocated` is overwritten."""
+    allocate(by_cell.indptr, by_cell.indices, by_cell.data, own, other, allocated)
+    alpha, beta = CELL_SHAPE + allocated, CELL_SHAPE * N_FACTORS + exposure
+    return alpha / beta, digamma(alpha) - np.log(beta)
 
 
 def _weighted_sum(weights: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -135,7 +135,6 @@ class RateNetworks(BlockNetworks):
         """Blocks of correlated genes, features of the targets and of the cells; also the expected counts."""
         residuals, counts, expected = self._residuals(source, rows)
         level = np.log(expected + np.float32(LOWEST_RATE))
-        none = np.empty((max(residuals.shape), 0), dtype=np.float32)
         blocks, of_gene = network_inputs(
             [residuals, level],
             0,
@@ -143,8 +142,9 @@ class RateNetworks(BlockNetworks):
             self._correlations,
             [level, counts == 0, np.log1p(counts), residuals],
             self._features,
-            none[: rows.size],
-            none[: self._genes.size],
+            # No components: the cell's profile is a feature of the cell alone.
+            np.empty((rows.size, 0), dtype=np.float32),
+            np.empty((self._genes.size, 0), dtype=np.float32),
         )
         return [blocks, of_gene, source.cells[rows]], expected
 
@@ -162,7 +162,7 @@ class RateNetworks(BlockNetworks):
             model.set_weights(weights)
         return model
 
-    def _train(self, source: _Source, rows: np.ndarray, rng: np.random.Generator, member: int) -> None:
+    def _train(self, source: _Source, split: np.ndarray, rng: np.random.Generator, member: int) -> None:
         """Train one network on most of these rows of the source; the others decide when it is best."""
         from ._block_model import train_block_network
 
@@ -170,8 +170,8 @@ class RateNetworks(BlockNetworks):
         test = self.expected.test
         first = source.counts.sum(axis=1, dtype=np.float64)
         ratio = np.divide(test.sum(axis=1, dtype=np.float64), first, out=np.zeros_like(first), where=first > 0)
-        order = rng.permutation(rows)
-        n_validation = max(min(FEWEST_VALIDATION_CELLS, rows.size // 2), int(VALIDATION_SHARE * rows.size))
+        order = rng.permutation(split)
+        n_validation = max(min(FEWEST_VALIDATION_CELLS, split.size // 2), int(VALIDATION_SHARE * split.size))
 
         def batch(rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
             inputs, expected = self._inputs(source, rows)
