@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import keras
 import numba
 import numpy as np
 import pytest
@@ -124,6 +125,9 @@ def test_training_equals_keras_fit() -> None:
     seed = np.random.SeedSequence(5)
     history = _training.train(network, inputs, targets, settings, seed)
 
+    # Keras' own loop with Keras' own optimizer, in place of ours.
+    network.model.compile(keras.optimizers.Adam(1e-2), loss=_model.masked_mse, jit_compile=False)
+    network.model.optimizer.build(network.model.trainable_variables)
     rng = np.random.default_rng(seed)
     network.reinitialise(rng)
     cells = rng.permutation(40)

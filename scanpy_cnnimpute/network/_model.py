@@ -36,7 +36,9 @@ def build_network(settings: NetworkSettings) -> keras.Model:
 
     Conv1D(16, 3, relu), MaxPooling(2), BatchNormalization, the same again, Dropout(0.3), Dense(1024, relu), Dense.
     """
-    from keras import Model, layers, optimizers
+    from keras import Model, layers
+
+    from ._adam import FusedAdam
 
     def block(x: Any) -> Any:
         # Zeros, since an initialiser without a seed draws one from Python's global generator.
@@ -51,7 +53,7 @@ def build_network(settings: NetworkSettings) -> keras.Model:
     outputs = layers.Dense(settings.n_targets, kernel_initializer="zeros")(x)
     model = Model(inputs, outputs)
     # XLA would compile anew for every size of a cluster's last batch.
-    model.compile(optimizers.Adam(settings.learning_rate), loss=masked_mse, jit_compile=False)
+    model.compile(FusedAdam(settings.learning_rate), loss=masked_mse, jit_compile=False)
     model.optimizer.build(model.trainable_variables)
     return model
 

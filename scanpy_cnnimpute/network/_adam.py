@@ -1,0 +1,37 @@
+"""Adam that updates each weight in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import backend, ops, optimizers
+
+
+class FusedAdam(optimizers.Adam):
+    """Keras' Adam; with TensorFlow each variable is updated by one fused operation instead of ten.
+
+    The published network has ten million weights: there, Keras' own update takes longer than the gradients of the
+    dense layer, since each of its operations reads and writes all of them. Same formula, Kingma and Ba (2015).
+    """
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update a variable and its moments in place."""
+        if backend.backend() != "tensorflow":
+            super().update_step(gradient, variable, learning_rate)
+            return
+        from tensorflow import raw_ops
+
+        step = ops.cast(self.iterations + 1, variable.dtype)
+        index = self._get_variable_index(variable)
+        raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=ops.power(ops.cast(self.beta_1, variable.dtype), step),
+            beta2_power=ops.power(ops.cast(self.beta_2, variable.dtype), step),
+            lr=ops.cast(learning_rate, variable.dtype),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
