@@ -17,7 +17,7 @@ from .._results import Results, check_keys, cluster_codes, column_names
 from ..mixture import CalibratedModel, fit_calibrated
 from ..network import ALL, STATUSES, CNNImputer, ExpectedCounts
 from ..presets import check_number
-from ._dropout_prob import DEFAULT_CLUSTER_KEY, dropout_prob
+from ._dropout_prob import DEFAULT_CLUSTER_KEY, fit_dropout_prob
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from .._model_store import StoredModel
-    from ._dropout_prob import Model
+    from ..mixture import CalibratedFit
 
 Estimate = Literal["posterior_mean", "expected_count", "conditional"]
 POSTERIOR = ("posterior_mean", "expected_count")
@@ -209,9 +209,9 @@ def cnn_impute(
     if _is_own_layer(adata, dropout_key):
         clusters, names = _clusters_for_own_layer(adata, dropout_key, cluster_key)
     else:
-        stored = _dropout_model(adata, preset, dropout_key, layer, cluster_key, counts)
+        stored, fit = _dropout_model(adata, preset, dropout_key, layer, cluster_key, counts)
         clusters, names = stored.clusters, stored.names
-        options |= _options(stored, counts, estimate, gate)
+        options |= _options(stored, fit, counts, estimate, gate)
     dropout: Any
     if dropout_key in layer_names(adata):
         dropout = adata.layers[dropout_key]
@@ -291,13 +291,22 @@ def _choose(
 
 def _dropout_model(
     adata: AnnData, preset: str, key: str, layer: str | None, cluster_key: str | None, counts: sp.csr_array
-) -> StoredModel:
-    """The stored dropout model, fitted first if there is none."""
-    published = preset == "paper"
+) -> tuple[StoredModel, CalibratedFit | None]:
+    """The stored dropout model; if there is none, it is fitted first, and a calibrated fit returned whole."""
+    published, fit = preset == "paper", None
     if not has_model(adata, key):
         _announce_fit(adata, key)
-        model: Model = "gamma_normal" if published else "calibrated"
-        dropout_prob(adata, layer=layer, cluster_key=cluster_key, model=model, store="params", key_added=key)
+        fit = fit_dropout_prob(
+            adata,
+            layer=layer,
+            cluster_key=cluster_key or DEFAULT_CLUSTER_KEY,
+            model="gamma_normal" if published else "calibrated",
+            capture_efficiency=None,
+            random_state=0,
+            store="params",
+            max_layer_bytes=0,
+            key_added=key,
+        )
     if published and adata.uns[key]["params"]["model"] != "gamma_normal":
         warnings.warn(
             f"preset='paper' with the calibrated dropout model {key!r} is not the published procedure: "
@@ -306,10 +315,12 @@ def _dropout_model(
             stacklevel=3,
         )
     _check_same_origin(adata, key, layer, cluster_key, counts)
-    return load_model(adata, key)
+    return load_model(adata, key), fit
 
 
-def _options(stored: StoredModel, counts: sp.csr_array, estimate: Estimate, gate: bool) -> dict[str, Any]:
+def _options(
+    stored: StoredModel, fit: CalibratedFit | None, counts: sp.csr_array, estimate: Estimate, gate: bool
+) -> dict[str, Any]:
     """What the imputer needs to know of the dropout model."""
     options: dict[str, Any] = {
         "modelled": {name: stored.modelled[:, position] for position, name in enumerate(stored.names)}
@@ -318,7 +329,7 @@ def _options(stored: StoredModel, counts: sp.csr_array, estimate: Estimate, gate
         # In all clusters or in none: a gene that is imputed in some only would differ between them by that alone.
         options["no_gain"] = dict.fromkeys(stored.names, stored.gain < -GATE)
     if estimate in POSTERIOR and isinstance(stored.model, CalibratedModel):
-        options |= _posterior(stored, stored.model, counts, logarithmic=estimate == "posterior_mean")
+        options |= _posterior(stored, stored.model, fit, counts, logarithmic=estimate == "posterior_mean")
     return options
 
 
@@ -336,11 +347,11 @@ def _probability(stored: StoredModel, counts: sp.csr_array) -> Callable[[np.ndar
 
 
 def _posterior(
-    stored: StoredModel, model: CalibratedModel, counts: sp.csr_array, *, logarithmic: bool
+    stored: StoredModel, model: CalibratedModel, fit: CalibratedFit | None, counts: sp.csr_array, *, logarithmic: bool
 ) -> dict[str, Any]:
     """The estimate and what its network learns from, as the imputer asks for them."""
-    # Again, rather than storing what only the network needs: both halves of the counts and their factors.
-    fit = fit_calibrated(
+    # A stored model is fitted again, rather than storing what only the network needs: halved counts and their factors.
+    fit = fit or fit_calibrated(
         counts,
         stored.clusters,
         len(stored.names),

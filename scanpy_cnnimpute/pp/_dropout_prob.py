@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from scipy.sparse import csr_array
 
+    from ..mixture import CalibratedFit
     from ..tl._cluster import Method as ClusterMethod
 
 Model = Literal["calibrated", "gamma_normal"]
@@ -148,6 +149,33 @@ def dropout_prob(
         cluster_key = DEFAULT_CLUSTER_KEY
     check_keys(cluster_key, key_added=key_added)
     adata = adata.copy() if copy else adata
+    fit_dropout_prob(
+        adata,
+        layer=layer,
+        cluster_key=cluster_key,
+        model=model,
+        capture_efficiency=capture_efficiency,
+        random_state=random_state,
+        store=store,
+        max_layer_bytes=max_layer_bytes,
+        key_added=key_added,
+    )
+    return adata if copy else None
+
+
+def fit_dropout_prob(
+    adata: AnnData,
+    *,
+    layer: str | None,
+    cluster_key: str,
+    model: Model,
+    capture_efficiency: float | str | None,
+    random_state: int,
+    store: Store,
+    max_layer_bytes: int,
+    key_added: str,
+) -> CalibratedFit | None:
+    """Fit and write. A calibrated fit is also returned: it holds more than what is stored."""
     results = Results(adata, function=FUNCTION, key=key_added, keys=[("layers", key_added), *all_keys(key_added)])
     counts = get_counts(adata, layer, caller="pp.dropout_prob")
     library_size = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
@@ -161,7 +189,8 @@ def dropout_prob(
     # A cell without counts has no library to scale to, and tells nothing about any gene.
     clusters = np.where(library_size > 0, clusters, -1)
 
-    record = {}
+    record: dict[str, Any] = {}
+    fit: CalibratedFit | None = None
     if model == "calibrated":
         fit = fit_calibrated(counts, clusters, len(names), capture_efficiency=efficiency, random_state=random_state)
         stored = StoredModel(
@@ -230,7 +259,7 @@ def dropout_prob(
             len(names),
             key_added,
         )
-    return adata if copy else None
+    return fit
 
 
 def _efficiency(
