@@ -198,8 +198,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     from . import _io, tl
 
     csv = None if options.csv is None else _io.check_output(options.csv, force=options.force)
-    if options.method == "leiden":
-        _start_keras()  # scanpy's neighbours import umap, and that everything it finds
     table = tl.eval_clusters(_io.read(options.input), **_keywords(options))
     _print(table)
     if csv is not None:

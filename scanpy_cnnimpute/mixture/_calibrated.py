@@ -253,8 +253,9 @@ def fit_calibrated(
     Counts are Poisson with mean ``L_i p_j sum_k theta_ik beta_jk`` (L_i library size, p_j share of the gene), with
     gamma priors whose means make it ``L_i p_j``; that of beta is fitted, so that data without structure give no more
     than the gene's mean. Mean-field variational inference (Gopalan, Hofman and Blei, 2015) with over-relaxed steps
-    (Salakhutdinov and Roweis, 2003), geometric means of the factors, averaged over `N_STARTS` starts. The shapes r_j come from the likelihood of part of the molecules
-    given the other part, and so hold what the model does not know, too; they are shrunk to each other.
+    (Salakhutdinov and Roweis, 2003), geometric means of the factors, averaged over `N_STARTS` starts. The shapes r_j
+    come from the likelihood of part of the molecules given the other part, and so hold what the model does not know,
+    too; they are shrunk to each other.
 
     Of more than `MOST_CELLS` cells so many are drawn, and everything is learnt from these but the scores of the others.
     A gene that none of them has is not modelled.
