@@ -1,0 +1,97 @@
+"""The gamma-normal mixture against the machine: EM's share of the whole, and its rate beside that of exp and log alone.
+
+python benchmarks/speed/em.py --counts FILE.h5ad --cells 3000 --genes 15000
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+import pandas as pd
+
+import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute.mixture import ZERO, _kernels, log10_cpm
+
+sys.path.append(str(Path(__file__).parents[1]))
+from suite.counts import resampled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@numba.njit
+def count_passes(x: np.ndarray, n_zeros: int) -> int:
+    """How often EM goes through the non-zeros of a gene: the kernel's loop, counted."""
+    if x.size == 0 or x.std() == 0.0:
+        return 0
+    p = np.array([max(n_zeros, 0.01) / (max(n_zeros, 0.01) + x.size), 0.5, 1.0, x.mean(), 0.0])
+    p[4] = np.sqrt(((x - p[3]) ** 2).sum() / (x.size - 1))
+    log_x, weights, previous = np.log(x), np.empty(x.size), 0.0
+    _, zero_weight = _kernels._expectation(x, log_x, n_zeros, ZERO, p, weights)
+    for passes in range(1, _kernels.MAX_ITERATIONS + 1):
+        if not _kernels._maximisation(x, log_x, n_zeros, ZERO, weights, zero_weight, p):
+            return passes
+        likelihood, zero_weight = _kernels._expectation(x, log_x, n_zeros, ZERO, p, weights)
+        if not np.isfinite(likelihood) or (likelihood - previous) ** 2 <= _kernels.TOLERANCE:
+            return passes + 1
+        previous = likelihood
+    return _kernels.MAX_ITERATIONS + 1
+
+
+@numba.njit(parallel=True)
+def exp_and_log(x: np.ndarray, out: np.ndarray) -> None:
+    """One exponential and one logarithm of each number, as EM takes of each non-zero."""
+    for i in numba.prange(x.size):
+        out[i] = np.log1p(np.exp(-x[i]))
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Of several calls, after one that compiles."""
+    call()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--counts", type=Path, help="h5ad file to resample (default: the bundled counts)")
+    parser.add_argument("--cells", type=int, default=3000)
+    parser.add_argument("--genes", type=int, default=15000)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    if options.counts is not None:
+        os.environ["SCNN_COUNTS"] = str(options.counts)
+    adata = resampled(options.cells, options.genes)
+    adata.obs["one"] = pd.Categorical(["all"] * adata.n_obs)
+    block = adata.X.tocsc()
+    x = log10_cpm(block.data.astype(np.float64), np.asarray(adata.X.sum(axis=1)).ravel()[block.indices])
+    parameters, codes = np.empty((adata.n_vars, 5)), np.empty(adata.n_vars, dtype=np.int8)
+    whole = median_seconds(
+        lambda: scnn.pp.dropout_prob(adata, cluster_key="one", model="gamma_normal"), options.repeats
+    )
+    em = median_seconds(
+        lambda: _kernels.fit_genes(x, block.indptr, adata.n_obs, ZERO, parameters, codes), options.repeats
+    )
+    genes = [x[start:stop] for start, stop in zip(block.indptr[:-1], block.indptr[1:], strict=True)]
+    evaluations = sum(count_passes(values, adata.n_obs - values.size) * values.size for values in genes)
+    numbers = np.random.default_rng(0).exponential(size=10_000_000)
+    machine = numbers.size / median_seconds(lambda: exp_and_log(numbers, np.empty_like(numbers)), options.repeats)
+    print(f"{adata.n_obs} cells x {adata.n_vars} genes, {block.nnz / adata.n_obs / adata.n_vars:.1%} non-zero")
+    print(f"pp.dropout_prob {whole:.2f} s, of it EM {em:.3f} s ({em / adata.n_vars * 1e6:.1f} us per gene)")
+    print(f"evaluations {evaluations / em / 1e6:.0f} M/s; exp and log alone {machine / 1e6:.0f} M/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Benchmarks of the package's stages, for airspeed velocity."""

@@ -1,0 +1,141 @@
+"""Time and memory of the stages and of both presets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute import density_peaks
+from scanpy_cnnimpute.network import _inputs
+
+from .counts import resampled
+
+SIZES = [(300, 2000), (3000, 2000), (30000, 2000), (3000, 15000)]
+
+
+class _Sized:
+    """Counts of one size in one cluster, made before the clock starts; kernels are compiled by then."""
+
+    params = [SIZES]
+    param_names = ["cells x genes"]
+    number = 1
+    repeat = (1, 3, 60.0)
+    timeout = 1800
+
+    def setup(self, size: tuple[int, int]) -> None:
+        """Make the counts."""
+        self.adata = resampled(*size)
+        self.adata.obs["one"] = pd.Categorical(["all"] * self.adata.n_obs)
+
+
+class GammaNormal(_Sized):
+    """The published dropout probabilities."""
+
+    def setup(self, size: tuple[int, int]) -> None:
+        """Compile."""
+        super().setup(size)
+        scnn.pp.dropout_prob(self.adata[:50].copy(), cluster_key="one", model="gamma_normal")
+
+    def time_dropout_prob(self, size: tuple[int, int]) -> None:
+        """EM for every gene."""
+        scnn.pp.dropout_prob(self.adata, cluster_key="one", model="gamma_normal")
+
+    def peakmem_dropout_prob(self, size: tuple[int, int]) -> None:
+        """The same."""
+        scnn.pp.dropout_prob(self.adata, cluster_key="one", model="gamma_normal")
+
+
+class Calibrated(_Sized):
+    """The default's dropout probabilities."""
+
+    def setup(self, size: tuple[int, int]) -> None:
+        """Compile."""
+        super().setup(size)
+        scnn.pp.dropout_prob(self.adata[:50].copy(), cluster_key="one")
+
+    def time_dropout_prob(self, size: tuple[int, int]) -> None:
+        """Factorisation, dispersion and probabilities."""
+        scnn.pp.dropout_prob(self.adata, cluster_key="one")
+
+    def peakmem_dropout_prob(self, size: tuple[int, int]) -> None:
+        """The same."""
+        scnn.pp.dropout_prob(self.adata, cluster_key="one")
+
+
+class DensityPeaks:
+    """Adaptive density peaks on an embedding in the plane."""
+
+    params = [300, 3000]
+    param_names = ["cells"]
+
+    def setup(self, n_cells: int) -> None:
+        """Two dimensions of real data."""
+        adata = resampled(n_cells, 2000)
+        scaled = np.log1p(adata.X.toarray())
+        self.plane = np.linalg.svd(scaled - scaled.mean(axis=0), full_matrices=False)[0][:, :2]
+        density_peaks.adaptive_density_peaks(self.plane[:50])
+
+    def time_adaptive(self, n_cells: int) -> None:
+        """Densities, distances, centres and labels."""
+        density_peaks.adaptive_density_peaks(self.plane)
+
+
+class InputGenes(_Sized):
+    """The correlated genes of the published networks."""
+
+    def setup(self, size: tuple[int, int]) -> None:
+        """Genes that vary."""
+        super().setup(size)
+        self.values = sparse.csc_array(self.adata.X.log1p())
+        self.genes = np.flatnonzero(~_inputs.is_constant(self.values))
+        _inputs.select_inputs(self.values[:50], self.genes[:2], self.genes[:9], 5)
+
+    def time_select_inputs(self, size: tuple[int, int]) -> None:
+        """Those of all genes, subset by subset."""
+        for start in range(0, self.genes.size, 512):
+            _inputs.select_inputs(self.values, self.genes[start : start + 512], self.genes, 5)
+
+    def peakmem_select_inputs(self, size: tuple[int, int]) -> None:
+        """Those of one subset."""
+        _inputs.select_inputs(self.values, self.genes[:512], self.genes, 5)
+
+
+class Presets(_Sized):
+    """Everything from counts to imputed counts, clusters included for the default."""
+
+    def time_default(self, size: tuple[int, int]) -> None:
+        """As shipped."""
+        scnn.pp.cnn_impute(self.adata, verbose=False)
+
+    def peakmem_default(self, size: tuple[int, int]) -> None:
+        """As shipped."""
+        scnn.pp.cnn_impute(self.adata, verbose=False)
+
+
+class Networks:
+    """The networks alone."""
+
+    params = ["paper", "default"]
+    param_names = ["preset"]
+    number = 1
+    repeat = 1
+    timeout = 1800
+
+    def setup(self, preset: str) -> None:
+        """A case that a laptop trains."""
+        self.counts = resampled(300, 1000).X
+        short = {"max_epochs": 3} if preset == "paper" else {}
+        self.imputer = scnn.CNNImputer(preset=preset, verbose=False, **short)
+        # Half of the zeros are missing, or the published networks would have no inputs.
+        self.dropout = np.random.default_rng(0).random(self.counts.shape, dtype=np.float32)
+        self.imputer.fit(self.counts, dropout=self.dropout)
+
+    def time_fit(self, preset: str) -> None:
+        """Training; three epochs of the published networks."""
+        self.imputer.fit(self.counts, dropout=self.dropout)
+
+    def time_transform(self, preset: str) -> None:
+        """Prediction."""
+        self.imputer.transform(self.counts, dropout=self.dropout)
