@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numba
 import numpy as np
 from numba import njit, prange
 
@@ -77,27 +78,38 @@ def select_inputs(values: csc_array, targets: np.ndarray, candidates: np.ndarray
 
     Notes
     -----
-    Correlations are computed block by block, never a gene x gene matrix, by BLAS on one thread, so that the choice
-    does not depend on the number of threads.
+    Correlations are computed block by block, never a gene x gene matrix. Every block is one product on one BLAS
+    thread, several blocks at a time, so that the choice does not depend on the number of threads.
     """
+    from joblib import Parallel, delayed
+
     candidates = np.setdiff1d(candidates, targets)
     best = np.full((targets.size, n_top), -np.inf)
     chosen = np.full((targets.size, n_top), -1)
+    # The targets of one subset are one block: n_targets is the user's bound.
+    standardised = values[:, targets].astype(np.float64).toarray()
+    standardised -= standardised.mean(axis=0)
+    standardised /= np.linalg.norm(standardised, axis=0)
+    blocks = list(gene_blocks(candidates, values.shape[0]))
     with single_threaded_blas():
-        # The targets of one subset are one block: n_targets is the user's bound.
-        standardised = _standardise(values, targets)
-        for block in gene_blocks(candidates, values.shape[0]):
-            _keep_best(standardised.T @ _standardise(values, block), block, best, chosen)
+        products = Parallel(numba.get_num_threads(), prefer="threads", return_as="generator")(
+            delayed(_correlations)(standardised, values[:, block]) for block in blocks
+        )
+        for block, correlations in zip(blocks, products, strict=True):
+            _keep_best(correlations, block, best, chosen)
     ordered = chosen.ravel()
     return np.array(list(dict.fromkeys(ordered[ordered >= 0].tolist())), dtype=np.int64)
 
 
-def _standardise(values: csc_array, genes: np.ndarray) -> np.ndarray:
-    """Columns of mean 0 and length 1, so that products are correlations."""
-    block = values[:, genes].toarray().astype(np.float64)
-    block -= block.mean(axis=0)
-    block /= np.linalg.norm(block, axis=0)
-    return block
+def _correlations(standardised: np.ndarray, others: csc_array) -> np.ndarray:
+    """Correlations of columns of mean 0 and length 1 with others, whose mean need not be taken off for that."""
+    others = others.astype(np.float64)
+    n_values = np.diff(others.indptr)
+    mean = others.sum(axis=0) / others.shape[0]
+    deviation = others.data - np.repeat(mean, n_values)
+    gene = np.repeat(np.arange(n_values.size), n_values)
+    squares = np.bincount(gene, deviation**2, n_values.size) + (others.shape[0] - n_values) * mean**2
+    return standardised.T @ others.toarray() / np.sqrt(squares)
 
 
 @njit(parallel=True, cache=True)
