@@ -298,6 +298,7 @@ def _dropout_model(
         _announce_fit(adata, key)
         fit = fit_dropout_prob(
             adata,
+            counts,
             layer=layer,
             cluster_key=cluster_key or DEFAULT_CLUSTER_KEY,
             model="gamma_normal" if published else "calibrated",

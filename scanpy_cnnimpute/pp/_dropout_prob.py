@@ -151,6 +151,7 @@ def dropout_prob(
     adata = adata.copy() if copy else adata
     fit_dropout_prob(
         adata,
+        get_counts(adata, layer, caller="pp.dropout_prob"),
         layer=layer,
         cluster_key=cluster_key,
         model=model,
@@ -165,6 +166,7 @@ def dropout_prob(
 
 def fit_dropout_prob(
     adata: AnnData,
+    counts: csr_array,
     *,
     layer: str | None,
     cluster_key: str,
@@ -175,9 +177,8 @@ def fit_dropout_prob(
     max_layer_bytes: int,
     key_added: str,
 ) -> CalibratedFit | None:
-    """Fit and write. A calibrated fit is also returned: it holds more than what is stored."""
+    """Fit to the counts in `layer` and write. A calibrated fit is also returned: it holds more than what is stored."""
     results = Results(adata, function=FUNCTION, key=key_added, keys=[("layers", key_added), *all_keys(key_added)])
-    counts = get_counts(adata, layer, caller="pp.dropout_prob")
     library_size = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     if not library_size.any():
         msg = "No cell has any counts: there is nothing to fit."
