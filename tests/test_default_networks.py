@@ -220,6 +220,16 @@ def test_clusters_may_be_wrong_or_one(adata: ad.AnnData) -> None:
     np.testing.assert_array_equal(results[0], results[2])
 
 
+def test_one_call_gives_what_two_give(adata: ad.AnnData) -> None:
+    """The model that is fitted on the way is the one that pp.dropout_prob stores, with the same settings."""
+    one, two = adata.copy(), adata.copy()
+    scnn.pp.cnn_impute(one, cluster_key="type", **FAST)
+    scnn.pp.dropout_prob(two, cluster_key="type", store="params")
+    scnn.pp.cnn_impute(two, **FAST)
+    np.testing.assert_array_equal(one.layers["cnn_imputed"].toarray(), two.layers["cnn_imputed"].toarray())
+    assert one.uns["dropout_prob"]["params"] == two.uns["dropout_prob"]["params"]
+
+
 def test_same_seed_same_bits(adata: ad.AnnData) -> None:
     found = []
     for seed in (0, 0, 1):

@@ -6,7 +6,6 @@ python benchmarks/speed/em.py --counts FILE.h5ad --cells 3000 --genes 15000
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -31,7 +30,8 @@ def count_passes(x: np.ndarray, n_zeros: int) -> int:
     """How often EM goes through the non-zeros of a gene: the kernel's loop, counted."""
     if x.size == 0 or x.std() == 0.0:
         return 0
-    p = np.array([max(n_zeros, 0.01) / (max(n_zeros, 0.01) + x.size), 0.5, 1.0, x.mean(), 0.0])
+    rate = n_zeros / (n_zeros + x.size) if n_zeros > 0 else 0.01
+    p = np.array([rate, 0.5, 1.0, x.mean(), 0.0])
     p[4] = np.sqrt(((x - p[3]) ** 2).sum() / (x.size - 1))
     log_x, weights, previous = np.log(x), np.empty(x.size), 0.0
     _, zero_weight = _kernels._expectation(x, log_x, n_zeros, ZERO, p, weights)
@@ -71,9 +71,7 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=15000)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    if options.counts is not None:
-        os.environ["SCNN_COUNTS"] = str(options.counts)
-    adata = resampled(options.cells, options.genes)
+    adata = resampled(options.cells, options.genes, options.counts)
     adata.obs["one"] = pd.Categorical(["all"] * adata.n_obs)
     block = adata.X.tocsc()
     x = log10_cpm(block.data.astype(np.float64), np.asarray(adata.X.sum(axis=1)).ravel()[block.indices])

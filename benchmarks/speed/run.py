@@ -12,7 +12,6 @@ busy machine is busy for all. Every run is added to the CSV file as it ends; one
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -38,11 +37,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=3600, help="seconds that a run may take")
     options = parser.parse_args()
-    if options.counts is not None:
-        os.environ["SCNN_COUNTS"] = str(options.counts)
     rows = pd.read_csv(options.out).to_dict("records") if options.out.exists() else []
     for size in options.sizes:
-        counts = resample(source(), *map(int, size.split("x")))
+        counts = resample(source(options.counts), *map(int, size.split("x")))
         for repeat in range(options.repeats):
             for method in options.methods:
                 key = dict(zip(KEY, (size, repeat, method), strict=True))
@@ -63,8 +60,9 @@ def main() -> None:
 
 def report(runs: pd.DataFrame) -> None:
     """Medians, and how many times those of the default they are."""
-    median = runs.groupby(["size", "method"])[COSTS].median()
-    ratio = median / median.xs("default", level="method").reindex(median.index, level="size")
+    median = runs.reindex(columns=[*KEY, *COSTS]).groupby(["size", "method"])[COSTS].median()
+    default = median[median.index.get_level_values("method") == "default"].droplevel("method")
+    ratio = median / default.reindex(median.index.get_level_values("size")).to_numpy()
     table = median.round(1).join(ratio.round(2), rsuffix=" / default")
     table.insert(0, "runs", runs[runs["status"] == "ok"].groupby(["size", "method"]).size())
     print(table.to_string())

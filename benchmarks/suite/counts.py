@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
@@ -10,12 +11,15 @@ import scipy.sparse as sp
 
 import scanpy_cnnimpute as scnn
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 KEPT = 0.7  # share of the molecules that a copy keeps, so that no two are equal
 
 
-def source() -> sp.csr_matrix:
-    """Counts of the h5ad file that the environment variable SCNN_COUNTS names, or the bundled ones."""
-    path = os.environ.get("SCNN_COUNTS")
+def source(path: Path | None = None) -> sp.csr_matrix:
+    """Counts of an h5ad file, of the one that the environment variable SCNN_COUNTS names, or the bundled ones."""
+    path = path or os.environ.get("SCNN_COUNTS")
     adata = ad.read_h5ad(path) if path else scnn.datasets.five_cell_lines()
     return sp.csr_matrix(adata.X)
 
@@ -34,6 +38,6 @@ def resample(counts: sp.csr_matrix, n_cells: int, n_genes: int, seed: int = 0) -
     return drawn
 
 
-def resampled(n_cells: int, n_genes: int) -> ad.AnnData:
+def resampled(n_cells: int, n_genes: int, path: Path | None = None) -> ad.AnnData:
     """The same, as annotated data."""
-    return ad.AnnData(resample(source(), n_cells, n_genes))
+    return ad.AnnData(resample(source(path), n_cells, n_genes))

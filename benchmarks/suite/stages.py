@@ -30,38 +30,24 @@ class _Sized:
         self.adata.obs["one"] = pd.Categorical(["all"] * self.adata.n_obs)
 
 
-class GammaNormal(_Sized):
-    """The published dropout probabilities."""
+class DropoutProb(_Sized):
+    """The published dropout probabilities (EM for every gene), and the default's."""
 
-    def setup(self, size: tuple[int, int]) -> None:
+    params = [SIZES, ["gamma_normal", "calibrated"]]
+    param_names = ["cells x genes", "model"]
+
+    def setup(self, size: tuple[int, int], model: str) -> None:
         """Compile."""
         super().setup(size)
-        scnn.pp.dropout_prob(self.adata[:50].copy(), cluster_key="one", model="gamma_normal")
+        scnn.pp.dropout_prob(self.adata[:50].copy(), cluster_key="one", model=model)
 
-    def time_dropout_prob(self, size: tuple[int, int]) -> None:
-        """EM for every gene."""
-        scnn.pp.dropout_prob(self.adata, cluster_key="one", model="gamma_normal")
+    def time_dropout_prob(self, size: tuple[int, int], model: str) -> None:
+        """Fit, probabilities and what is stored."""
+        scnn.pp.dropout_prob(self.adata, cluster_key="one", model=model)
 
-    def peakmem_dropout_prob(self, size: tuple[int, int]) -> None:
+    def peakmem_dropout_prob(self, size: tuple[int, int], model: str) -> None:
         """The same."""
-        scnn.pp.dropout_prob(self.adata, cluster_key="one", model="gamma_normal")
-
-
-class Calibrated(_Sized):
-    """The default's dropout probabilities."""
-
-    def setup(self, size: tuple[int, int]) -> None:
-        """Compile."""
-        super().setup(size)
-        scnn.pp.dropout_prob(self.adata[:50].copy(), cluster_key="one")
-
-    def time_dropout_prob(self, size: tuple[int, int]) -> None:
-        """Factorisation, dispersion and probabilities."""
-        scnn.pp.dropout_prob(self.adata, cluster_key="one")
-
-    def peakmem_dropout_prob(self, size: tuple[int, int]) -> None:
-        """The same."""
-        scnn.pp.dropout_prob(self.adata, cluster_key="one")
+        scnn.pp.dropout_prob(self.adata, cluster_key="one", model=model)
 
 
 class DensityPeaks:

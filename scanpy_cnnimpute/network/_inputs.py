@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 
 from .._threads import single_threaded_blas
 
@@ -92,7 +91,7 @@ def select_inputs(values: csc_array, targets: np.ndarray, candidates: np.ndarray
     standardised /= np.linalg.norm(standardised, axis=0)
     blocks = list(gene_blocks(candidates, values.shape[0]))
     with single_threaded_blas():
-        products = Parallel(numba.get_num_threads(), prefer="threads", return_as="generator")(
+        products = Parallel(get_num_threads(), prefer="threads", return_as="generator")(
             delayed(_correlations)(standardised, values[:, block]) for block in blocks
         )
         for block, correlations in zip(blocks, products, strict=True):

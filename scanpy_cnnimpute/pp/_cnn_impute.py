@@ -17,7 +17,7 @@ from .._results import Results, check_keys, cluster_codes, column_names
 from ..mixture import CalibratedModel, fit_calibrated
 from ..network import ALL, STATUSES, CNNImputer, ExpectedCounts
 from ..presets import check_number
-from ._dropout_prob import DEFAULT_CLUSTER_KEY, fit_dropout_prob
+from ._dropout_prob import DEFAULT_CLUSTER_KEY, MAX_LAYER_BYTES, fit_dropout_prob
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -305,7 +305,7 @@ def _dropout_model(
             capture_efficiency=None,
             random_state=0,
             store="params",
-            max_layer_bytes=0,
+            max_layer_bytes=MAX_LAYER_BYTES,
             key_added=key,
         )
     if published and adata.uns[key]["params"]["model"] != "gamma_normal":

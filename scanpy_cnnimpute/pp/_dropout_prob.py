@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Model = Literal["calibrated", "gamma_normal"]
 Store = Literal["auto", "layer", "params"]
 DEFAULT_CLUSTER_KEY = "cnn_cluster"
+MAX_LAYER_BYTES = 2**30
 # How each model's clusters are found if there are none.
 CLUSTERED_BY: dict[str, ClusterMethod] = {"calibrated": "leiden", "gamma_normal": "adp"}
 CALLED = 0.5
@@ -48,7 +49,7 @@ def dropout_prob(
     capture_efficiency: float | str | None = None,
     random_state: int = 0,
     store: Store = "auto",
-    max_layer_bytes: int = 2**30,
+    max_layer_bytes: int = MAX_LAYER_BYTES,
     key_added: str = "dropout_prob",
     copy: bool = False,
 ) -> AnnData | None:
