@@ -12,21 +12,38 @@ GROWTH = 0.04  # of a step, relative to where it is
 MOST_STEPS = 1000
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, fastmath={"contract"})
 def allocate(indptr, indices, data, own, other, out):  # type: ignore[no-untyped-def]
-    """Share every count among the factors: ``out[i, k] = sum_j x_ij own_ik other_jk / sum_q own_iq other_jq``."""
+    """Share every count among the factors: ``out[i, k] = sum_j x_ij own_ik other_jk / sum_q own_iq other_jq``.
+
+    Four entries at a time: their sums do not wait for each other, and `out` is read and written once for the four.
+    """
     n_factors = own.shape[1]
     for i in prange(own.shape[0]):
         for k in range(n_factors):
             out[i, k] = 0.0
-        for entry in range(indptr[i], indptr[i + 1]):
-            j = indices[entry]
-            total = 0.0
+        start, end = indptr[i], indptr[i + 1]
+        rest = end - (end - start) % 4
+        for entry in range(start, rest, 4):
+            j0, j1, j2, j3 = indices[entry], indices[entry + 1], indices[entry + 2], indices[entry + 3]
+            w0 = w1 = w2 = w3 = 0.0
             for k in range(n_factors):
-                total += own[i, k] * other[j, k]
-            weight = data[entry] / total
+                w0 += own[i, k] * other[j0, k]
+                w1 += own[i, k] * other[j1, k]
+                w2 += own[i, k] * other[j2, k]
+                w3 += own[i, k] * other[j3, k]
+            w0, w1, w2, w3 = data[entry] / w0, data[entry + 1] / w1, data[entry + 2] / w2, data[entry + 3] / w3
             for k in range(n_factors):
-                out[i, k] += weight * own[i, k] * other[j, k]
+                out[i, k] += w0 * other[j0, k] + w1 * other[j1, k] + w2 * other[j2, k] + w3 * other[j3, k]
+        for entry in range(rest, end):
+            j, w = indices[entry], 0.0
+            for k in range(n_factors):
+                w += own[i, k] * other[j, k]
+            w = data[entry] / w
+            for k in range(n_factors):
+                out[i, k] += w * other[j, k]
+        for k in range(n_factors):
+            out[i, k] *= own[i, k]
 
 
 @njit(parallel=True, cache=True)

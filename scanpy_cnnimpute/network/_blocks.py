@@ -32,6 +32,7 @@ MIN_DETECTION = 0.05  # rarer genes keep what is expected without a network: the
 FEWEST_COUNTS = 3
 BATCH_ENTRIES = 60_000  # of cells x genes in a batch
 LARGEST_BATCH = 64
+PREDICTION_BATCHES = 4  # predicted at once: a call has a cost of its own
 VALIDATION_ENTRIES = 600_000
 CORRELATION_BYTES = 2**27
 
@@ -96,7 +97,9 @@ class BlockNetworks(ABC):
         self.status = np.where(np.stack(closed, axis=1), NO_GAIN, NOTHING_MISSING).astype(np.int8)
         self.status[~np.stack(trusted, axis=1)] = NOT_MODELLED
         with tqdm(total=self.n_stages, desc="cnnImpute", unit="stage", disable=None if verbose else True) as bar:
-            self._fit(counts, cells, bar)
+            # The products of a batch are small, and threads that wait for the next take Keras' time.
+            with single_threaded_blas():
+                self._fit(counts, cells, bar)
         yield from self.fill(counts, codes, block, estimate)
 
     def fill(
@@ -135,6 +138,9 @@ class BlockNetworks(ABC):
     def _batch_size(self) -> int:
         return int(np.clip(BATCH_ENTRIES // max(self._genes.size, 1), 2, LARGEST_BATCH))
 
+    def _prediction_size(self) -> int:
+        return PREDICTION_BATCHES * self._batch_size()
+
     def _check_rows(self, cells: np.ndarray) -> np.ndarray:
         """Batches of some of these cells, ``(n_batches, batch_size)``, for the validation loss."""
         height = self._batch_size()
@@ -142,12 +148,13 @@ class BlockNetworks(ABC):
         return np.resize(cells, (n, height))
 
     def _run_models(self, models: list[Any], rows: np.ndarray, inputs: Callable[[np.ndarray], list[np.ndarray]]) -> Any:
-        """Mean prediction of the networks for a batch of at most the usual size; 0 without networks."""
+        """Mean prediction of the networks for a batch of at most the size for it; 0 without networks."""
         if not models:
             return np.float32(0)
         # One shape for all batches: a new one would be compiled anew.
-        padded = np.resize(rows, self._batch_size())
-        batch = inputs(padded)
+        padded = np.resize(rows, self._prediction_size())
+        with single_threaded_blas():
+            batch = inputs(padded)
         return np.mean([np.asarray(model.predict_on_batch(batch))[: rows.size] for model in models], axis=0)
 
     def _remember(self, member: int, model: Any, history: dict[str, list[float]]) -> None:
@@ -217,8 +224,7 @@ def correlated_genes(residuals: np.ndarray, n_top: int) -> tuple[np.ndarray, np.
     correlations = np.empty((n_genes, n_top), dtype=np.float32)
     width = max(1, CORRELATION_BYTES // (4 * n_genes))
     for start in range(0, n_genes, width):
-        with single_threaded_blas():
-            block = dense[:, start : start + width].T @ dense
+        block = dense[:, start : start + width].T @ dense
         own = np.arange(block.shape[0])
         block[own, start + own] = 0  # a target is not among its own inputs
         strength = np.abs(block)

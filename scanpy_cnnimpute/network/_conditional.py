@@ -167,8 +167,8 @@ class ConditionalNetworks(BlockNetworks):
             chunk = cells[first : first + DESCRIBED_CELLS]
             part = sp.csr_array(counts[chunk])
             visible = self._describe(part, part.sum(axis=1, dtype=np.float64))
-            for start in range(0, chunk.size, self._batch_size()):
-                rows = np.arange(start, min(start + self._batch_size(), chunk.size))
+            for start in range(0, chunk.size, self._prediction_size()):
+                rows = np.arange(start, min(start + self._prediction_size(), chunk.size))
                 predicted = self._predict_rows(models, visible, rows)
                 yield chunk[rows], predicted, self.noise.sd(predicted, every)
 
@@ -190,9 +190,8 @@ class ConditionalNetworks(BlockNetworks):
         low_rank = fit_low_rank(
             residuals, self._n_components(counts.shape[0]), start=None if full is None else full.low_rank
         )
-        with single_threaded_blas():
-            scores, moments = low_rank.scores(residuals)
-            neighbours, correlations = correlated_genes(residuals[:, self._genes].toarray(), self.settings.n_top)
+        scores, moments = low_rank.scores(residuals)
+        neighbours, correlations = correlated_genes(residuals[:, self._genes].toarray(), self.settings.n_top)
         return Visible(
             residuals=residuals,
             depth=depth,
@@ -328,8 +327,8 @@ class ConditionalNetworks(BlockNetworks):
     def _out_of_fold(self, models: list[Any], visible: Visible, truth: sp.csr_array) -> np.ndarray:
         """Prediction, squared error and gene of the entries of a fold, by the network that did not see them."""
         parts = []
-        for start in range(0, truth.shape[0], self._batch_size()):
-            rows = np.arange(start, min(start + self._batch_size(), truth.shape[0]))
+        for start in range(0, truth.shape[0], self._prediction_size()):
+            rows = np.arange(start, min(start + self._prediction_size(), truth.shape[0]))
             hidden = truth[rows].tocoo()
             if hidden.nnz:
                 predicted = self._predict_rows(models, visible, rows)[hidden.coords]

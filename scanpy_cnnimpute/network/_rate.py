@@ -199,8 +199,8 @@ class RateNetworks(BlockNetworks):
         given = self.expected
         source = self._source(counts, given.scores, given.loadings)
         models = [self._network(weights) for weights in self._weights]
-        for start in range(0, cells.size, self._batch_size()):
-            rows = cells[start : start + self._batch_size()]
+        for start in range(0, cells.size, self._prediction_size()):
+            rows = cells[start : start + self._prediction_size()]
             factor = np.zeros((rows.size, counts.shape[1]), dtype=np.float32)
             if models:
                 found = self._run_models(models, rows, lambda padded: self._inputs(source, padded)[0])
