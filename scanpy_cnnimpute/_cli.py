@@ -59,7 +59,7 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def _start_keras() -> None:
+def _start_keras(n_jobs: int | None = None) -> None:
     """Import Keras and look for devices with the C++ chatter of TensorFlow, which no setting silences, left out."""
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -68,6 +68,9 @@ def _start_keras() -> None:
             os.dup2(nowhere.fileno(), 2)
             import keras
 
+            from ._threads import limit_keras
+
+            limit_keras(n_jobs)
             if keras.backend.backend() == "tensorflow":
                 keras.distribution.list_devices()
     finally:
@@ -173,7 +176,7 @@ def _impute(options: argparse.Namespace) -> None:
 
     _check_output(options)
     adata = _io.read(options.input)
-    _start_keras()
+    _start_keras(options.n_jobs)
     pp.cnn_impute(adata, **_keywords(options), verbose=not options.quiet)
     _io.write(adata, options.output, force=options.force)
 

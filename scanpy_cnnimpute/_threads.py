@@ -1,9 +1,11 @@
-"""Keep numerical libraries from letting the number of threads into the results."""
+"""How many threads the numerical libraries use, and how they are kept out of the results."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from ._logging import logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,3 +18,43 @@ def single_threaded_blas() -> Iterator[None]:
 
     with threadpool_limits(limits=1):
         yield
+
+
+@contextmanager
+def limited_threads(n_jobs: int | None) -> Iterator[None]:
+    """At most `n_jobs` threads in numba, BLAS and OpenMP; as they are if None."""
+    if n_jobs is None:
+        yield
+        return
+    import numba
+    from threadpoolctl import threadpool_limits
+
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(n_jobs, numba.config.NUMBA_NUM_THREADS))
+    try:
+        with threadpool_limits(limits=n_jobs):
+            yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def limit_keras(n_jobs: int | None) -> None:
+    """The same for TensorFlow, which takes a number only before it computes; other backends follow OpenMP or do not."""
+    if n_jobs is None:
+        return
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return
+    from tensorflow.config import threading
+
+    try:
+        threading.set_intra_op_parallelism_threads(n_jobs)
+        threading.set_inter_op_parallelism_threads(n_jobs)
+    except RuntimeError:
+        logger.warning(
+            "n_jobs=%d: TensorFlow has already computed in this process and keeps its threads (%s). Set n_jobs in the "
+            "first call, or the environment variable TF_NUM_INTRAOP_THREADS before Python starts.",
+            n_jobs,
+            threading.get_intra_op_parallelism_threads() or "one per core",
+        )

@@ -96,10 +96,10 @@ class BlockNetworks(ABC):
             return
         self.status = np.where(np.stack(closed, axis=1), NO_GAIN, NOTHING_MISSING).astype(np.int8)
         self.status[~np.stack(trusted, axis=1)] = NOT_MODELLED
-        with tqdm(total=self.n_stages, desc="cnnImpute", unit="stage", disable=None if verbose else True) as bar:
-            # The products of a batch are small, and threads that wait for the next take Keras' time.
-            with single_threaded_blas():
-                self._fit(counts, cells, bar)
+        bar = tqdm(total=self.n_stages, desc="cnnImpute", unit="stage", disable=None if verbose else True)
+        # The products of a batch are small, and threads that wait for the next take Keras' time.
+        with bar, single_threaded_blas():
+            self._fit(counts, cells, bar)
         yield from self.fill(counts, codes, block, estimate)
 
     def fill(

@@ -14,6 +14,7 @@ from .._logging import logger
 from .._matrix import check_probabilities
 from .._model_store import all_keys, check_unchanged, has_model, load_model, stored_models
 from .._results import Results, check_keys, cluster_codes, column_names
+from .._threads import limit_keras, limited_threads
 from ..mixture import CalibratedModel, fit_calibrated
 from ..network import ALL, STATUSES, CNNImputer, ExpectedCounts
 from ..presets import check_number
@@ -60,6 +61,7 @@ def cnn_impute(
     validation_fraction: float | None = None,
     random_state: int = 0,
     key_added: str = "cnn_imputed",
+    n_jobs: int | None = None,
     verbose: bool = True,
     copy: bool = False,
 ) -> AnnData | None:
@@ -128,6 +130,8 @@ def cnn_impute(
         Seed; every network draws from a stream of its own.
     key_added
         Key of the results.
+    n_jobs
+        Threads of numba, BLAS and TensorFlow, which takes their number in its first call only. Default: one per core.
     verbose
         Show a progress bar in a terminal.
     copy
@@ -175,6 +179,8 @@ def cnn_impute(
     """
     check_adata(adata, caller="pp.cnn_impute")
     _check_choices(preset, estimate, gate, return_std)
+    if n_jobs is not None:
+        check_number("n_jobs", n_jobs, int, 1)
     others = [key for key in (layer, cluster_key) if key is not None]
     check_keys(*others, key_added=key_added, dropout_key=dropout_key)
     adata = adata.copy() if copy else adata
@@ -206,22 +212,23 @@ def cnn_impute(
     )
     options: dict[str, Any] = {"return_std": True} if return_std else {}
     stored: StoredModel | None = None
-    if _is_own_layer(adata, dropout_key):
-        clusters, names = _clusters_for_own_layer(adata, dropout_key, cluster_key)
-    else:
-        stored, fit = _dropout_model(adata, preset, dropout_key, layer, cluster_key, counts)
-        clusters, names = stored.clusters, stored.names
-        options |= _options(stored, fit, counts, estimate, gate)
-    dropout: Any
-    if dropout_key in layer_names(adata):
-        dropout = adata.layers[dropout_key]
-        check_probabilities(dropout, where=f"adata.layers[{dropout_key!r}]")
-    elif stored is not None:
-        dropout = _probability(stored, counts)
-
-    labels = pd.Categorical.from_codes(clusters, categories=names)
-    matrix = raw_matrix(adata, layer)
-    imputed = imputer.fit_transform(matrix, dropout=dropout, clusters=labels, genes=adata.var_names, **options)
+    limit_keras(n_jobs)
+    with limited_threads(n_jobs):
+        if _is_own_layer(adata, dropout_key):
+            clusters, names = _clusters_for_own_layer(adata, dropout_key, cluster_key)
+        else:
+            stored, fit = _dropout_model(adata, preset, dropout_key, layer, cluster_key, counts)
+            clusters, names = stored.clusters, stored.names
+            options |= _options(stored, fit, counts, estimate, gate)
+        dropout: Any
+        if dropout_key in layer_names(adata):
+            dropout = adata.layers[dropout_key]
+            check_probabilities(dropout, where=f"adata.layers[{dropout_key!r}]")
+        elif stored is not None:
+            dropout = _probability(stored, counts)
+        labels = pd.Categorical.from_codes(clusters, categories=names)
+        matrix = raw_matrix(adata, layer)
+        imputed = imputer.fit_transform(matrix, dropout=dropout, clusters=labels, genes=adata.var_names, **options)
     if return_std:
         imputed, deviation = imputed
         results.add("layers", f"{key_added}_std", deviation)

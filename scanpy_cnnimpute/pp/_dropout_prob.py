@@ -20,6 +20,7 @@ from .._model_store import (
     store_mixture,
 )
 from .._results import Results, check_keys, cluster_codes
+from .._threads import limited_threads
 from ..mixture import depth_efficiency, fit_calibrated, fit_mixture
 from ..presets import check_number
 from ..tl._cluster import cluster
@@ -51,6 +52,7 @@ def dropout_prob(
     store: Store = "auto",
     max_layer_bytes: int = MAX_LAYER_BYTES,
     key_added: str = "dropout_prob",
+    n_jobs: int | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Estimate for every entry the probability that it is a dropout.
@@ -83,6 +85,8 @@ def dropout_prob(
         Largest layer that ``store="auto"`` writes.
     key_added
         Key of the results.
+    n_jobs
+        Threads of numba and BLAS; the results do not depend on them. Default: one per core.
     copy
         Return a copy instead of changing `adata`.
 
@@ -94,7 +98,7 @@ def dropout_prob(
         ``(n_obs, n_vars)`` float32 probabilities, if `store` says so. At counts 0 (calibrated) or at most 0.4; 0 for
         genes that are not modelled (in the cell's cluster) and for cells without counts.
     ``.obsm[f"{key_added}_scores"]``, ``.varm[f"{key_added}_loadings"]``
-        Calibrated: ``(n_obs, 30)`` and ``(n_vars, 30)`` float32, whose product is the expected count.
+        Calibrated: ``(n_obs, 20)`` and ``(n_vars, 20)`` float32, whose product is the expected count.
     ``.var[f"{key_added}_shape"]``
         Calibrated: shape of the negative binomial distribution around it; small is over-dispersed.
     ``.varm[f"{key_added}_gain"]``
@@ -146,22 +150,25 @@ def dropout_prob(
             raise ValueError(msg)
     check_number("max_layer_bytes", max_layer_bytes, int, 0)
     check_number("random_state", random_state, int, 0)
+    if n_jobs is not None:
+        check_number("n_jobs", n_jobs, int, 1)
     if cluster_key is None:
         cluster_key = DEFAULT_CLUSTER_KEY
     check_keys(cluster_key, key_added=key_added)
     adata = adata.copy() if copy else adata
-    fit_dropout_prob(
-        adata,
-        get_counts(adata, layer, caller="pp.dropout_prob"),
-        layer=layer,
-        cluster_key=cluster_key,
-        model=model,
-        capture_efficiency=capture_efficiency,
-        random_state=random_state,
-        store=store,
-        max_layer_bytes=max_layer_bytes,
-        key_added=key_added,
-    )
+    with limited_threads(n_jobs):
+        fit_dropout_prob(
+            adata,
+            get_counts(adata, layer, caller="pp.dropout_prob"),
+            layer=layer,
+            cluster_key=cluster_key,
+            model=model,
+            capture_efficiency=capture_efficiency,
+            random_state=random_state,
+            store=store,
+            max_layer_bytes=max_layer_bytes,
+            key_added=key_added,
+        )
     return adata if copy else None
 
 
