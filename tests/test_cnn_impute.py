@@ -181,6 +181,26 @@ def test_without_log(adata: ad.AnnData) -> None:
     assert (filled != x).any()
 
 
+@pytest.mark.parametrize("kwargs", [{"n_steps": 30}, {"n_steps": 30, "estimate": "conditional", "threshold": 0}, QUICK])
+def test_mixed_precision_is_close(kwargs: dict[str, Any]) -> None:
+    import keras
+
+    layers = []
+    try:
+        for policy in ("float32", "mixed_bfloat16"):
+            keras.config.set_dtype_policy(policy)
+            adata = simulate()
+            scnn.pp.cnn_impute(adata, **{"cluster_key": "type", "verbose": False, **kwargs})
+            layers.append(np.log1p(dense(adata.layers["cnn_imputed"])))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    zero = dense(simulate().X) == 0
+    assert (layers[0][zero] > 0).any()
+    np.testing.assert_array_equal(layers[0][~zero], layers[1][~zero])
+    # bfloat16 has eight bits, and training goes its own way from there.
+    assert np.sqrt(np.mean((layers[0] - layers[1])[zero] ** 2)) < 0.1 * layers[0][zero].std()
+
+
 def test_threshold_one_third_calls_more(adata: ad.AnnData) -> None:
     adata.layers["own"] = np.full(adata.shape, 0.4, np.float32)
     scnn.pp.cnn_impute(adata, dropout_key="own", **QUICK)

@@ -11,7 +11,7 @@ masking   a tenth of the non-zeros of genes seen in half of the cells, log1p(cou
 thinning  each molecule kept with probability 0.5 (or a layer "downsampled" of its own), log1p(CP10k), genes seen in 5 %
           of the cells; both with the true capture efficiency and with the assumed one. Also the calibration of
           the dropout probabilities, with a reliability curve.
-little    the same with 80 % kept: there is little to gain and much to spoil.
+little    the same with 80 % kept, of any data: there is little to gain and much to spoil.
 
 Every run is added to the CSV files as it ends, and is not repeated when the command is.
 """
@@ -60,12 +60,13 @@ def main() -> None:
                 if test == "masking":
                     rows = masking(adata, name, seed, options.masks)
                 else:
-                    rows = thinning(adata, name, seed, SHARES[test], options.out)
+                    thinned = adata.layers.get("downsampled") if test == "thinning" else None
+                    rows = thinning(adata, thinned, name, seed, SHARES[test], options.out)
                 rows = [{"data": name, "seed": seed, **row} for row in rows]
                 done = pd.concat([done, pd.DataFrame(rows)], ignore_index=True)
                 done.to_csv(table, index=False)
                 print(f"{test} {name} seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
-                if test != "masking" and "downsampled" in adata.layers:
+                if test == "thinning" and "downsampled" in adata.layers:
                     break  # there is one thinned copy
         if len(done):
             report(test, done, options.out)
@@ -127,11 +128,11 @@ def masking(adata: ad.AnnData, name: str, seed: int, masks: Path | None) -> list
     ]
 
 
-def thinning(adata: ad.AnnData, name: str, seed: int, share: float, out: Path) -> list[dict[str, Any]]:
-    """Scores of all methods against the counts before thinning."""
+def thinning(adata: ad.AnnData, thinned: Any, name: str, seed: int, share: float, out: Path) -> list[dict[str, Any]]:
+    """Scores of all methods against the counts before thinning, to `thinned` or else, here, to a share."""
     truth = np.rint(dense(adata.X))
-    if "downsampled" in adata.layers:
-        thinned = np.rint(dense(adata.layers["downsampled"]))
+    if thinned is not None:
+        thinned = np.rint(dense(thinned))
         share = thinned.sum() / truth.sum()
     else:
         thinned = dense(metrics.thin_counts(truth, capture_efficiency=share, random_state=seed))

@@ -74,7 +74,9 @@ def build_block_network(
     of_cell = layers.Dense(CELL_WIDTH, activation="relu", kernel_initializer=initial(1))(cells)
     joined = layers.Concatenate()([found, genes, layers.RepeatVector(n_genes)(of_cell)])
     joined = layers.Dense(WIDTH, activation="relu", kernel_initializer=initial(2))(joined)
-    outputs = layers.Reshape((n_genes,))(layers.Dense(1, kernel_initializer="zeros")(joined))
+    # The loss in full precision, also under a policy of mixed precision.
+    outputs = layers.Dense(1, kernel_initializer="zeros", dtype="float32")(joined)
+    outputs = layers.Reshape((n_genes,), dtype="float32")(outputs)
     model = Model([blocks, genes, cells], outputs)
     rate = optimizers.schedules.CosineDecay(settings.learning_rate, settings.n_steps)
     # XLA on the CPU compiles longer than this network trains.

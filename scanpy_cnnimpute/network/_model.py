@@ -50,7 +50,8 @@ def build_network(settings: NetworkSettings) -> keras.Model:
     x = layers.Flatten()(block(block(inputs)))
     x = layers.Dropout(0.3, seed=0)(x)
     x = layers.Dense(1024, activation="relu", kernel_initializer="zeros")(x)
-    outputs = layers.Dense(settings.n_targets, kernel_initializer="zeros")(x)
+    # The loss in full precision, also under a policy of mixed precision.
+    outputs = layers.Dense(settings.n_targets, kernel_initializer="zeros", dtype="float32")(x)
     model = Model(inputs, outputs)
     # XLA would compile anew for every size of a cluster's last batch.
     model.compile(FusedAdam(settings.learning_rate), loss=masked_mse, jit_compile=False)
