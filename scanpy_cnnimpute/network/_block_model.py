@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import keras
+    import numpy as np
 
     from ..presets import BlockSettings
 
@@ -108,25 +107,22 @@ def train_block_network(
     """
 
     def validate() -> float:
-        total = 0.0
+        # Keras averages over the batches since the last reset.
+        model.reset_metrics()
         for batch in checks:
-            # Keras averages over the batches since the last reset.
-            model.reset_metrics()
-            total += float(model.test_on_batch(*batch()))
-        return total / len(checks)
+            loss = model.test_on_batch(*batch())
+        model.reset_metrics()
+        return float(loss)
 
     best, kept = validate(), model.get_weights()
     history: dict[str, list[float]] = {"loss": [float("nan")], "val_loss": [best]}
     every = max(n_steps // CHECKS, 1)
-    losses = []
     for step in range(1, n_steps + 1):
-        model.reset_metrics()
-        losses.append(float(model.train_on_batch(*draw())))
+        loss = model.train_on_batch(*draw())
         if step % every == 0 or step == n_steps:
             value = validate()
-            history["loss"].append(float(np.mean(losses)))
+            history["loss"].append(float(loss))
             history["val_loss"].append(value)
-            losses = []
             # Not a number is no improvement.
             if value < best:
                 best, kept = value, model.get_weights()
