@@ -197,7 +197,8 @@ class CalibratedFit:
         ``(n_genes, n_clusters)`` float64: by how much the model lowers the Poisson deviance of held-out molecules at
         zeros, against the mean of the cluster, in standard errors; NaN where nothing could be compared.
     total_gain
-        ``(n_genes,)``: the same over all clusters.
+        ``(n_genes,)``: the same over all clusters, or the gain over leaving the zeros, in squared error, if that is
+        larger.
     cells
         The cells that the factors were learnt from, rising: all, or `MOST_CELLS` drawn from them.
     train, test
@@ -485,18 +486,28 @@ def _gain(
     clusters: np.ndarray,
     n_clusters: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gain of the model over the cluster mean in standard errors, ``(n_genes, n_clusters)`` and ``(n_genes,)``."""
+    """Gain of the model over the cluster mean in standard errors, ``(n_genes, n_clusters)`` and ``(n_genes,)``.
+
+    Clusters of all molecules know the held-out ones, so that their means may be hard to beat: the second is the gain
+    over leaving the zeros where that is larger.
+    """
     library_size = train.sum(axis=1)
     ratio = _ratio(train, test)
     members = [clusters == cluster for cluster in range(n_clusters)]
     totals = np.array([library_size[cells].sum() for cells in members])
     gain, squares = np.empty((2, train.shape[1], n_clusters))
+    over_zero, zero_squares = np.empty((2, train.shape[1]))
     for genes, first, second, expected in _blocks(train, test, scores, loadings):
         rates = np.stack([first[cells].sum(axis=0) for cells in members]) / np.maximum(totals, 1.0)[:, None]
         mean = np.where(clusters[:, None] >= 0, library_size[:, None] * rates[clusters], 0.0)
         held_out_gain(first, second, expected, mean, ratio, shape[genes], clusters, gain[genes], squares[genes])
+        missed = ratio[:, None] * expected * shape[genes] / (shape[genes] + expected)
+        missed[(first > 0) | (clusters < 0)[:, None]] = 0.0
+        value = missed * (2 * second - missed)
+        over_zero[genes], zero_squares[genes] = value.sum(axis=0), (value**2).sum(axis=0)
 
     def in_standard_errors(gain: np.ndarray, squares: np.ndarray) -> np.ndarray:
         return np.divide(gain, np.sqrt(squares), out=np.full_like(gain, np.nan), where=squares > 0)
 
-    return in_standard_errors(gain, squares), in_standard_errors(gain.sum(axis=1), squares.sum(axis=1))
+    over_mean = in_standard_errors(gain.sum(axis=1), squares.sum(axis=1))
+    return in_standard_errors(gain, squares), np.maximum(over_mean, in_standard_errors(over_zero, zero_squares))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Estimate = Literal["posterior_mean", "expected_count", "conditional"]
 POSTERIOR = ("posterior_mean", "expected_count")
 CONDITIONAL_THRESHOLD = 0.5
-# Standard errors. A gene that the model and the cluster's mean predict alike is better imputed than left at zero.
+# Standard errors. A gene that the model predicts no better than the cluster's mean is better imputed than left at zero.
 GATE = 5.0
 
 
@@ -93,8 +93,8 @@ def cnn_impute(
         possible, else the last.
     gate
         Leave a gene as it is, in all cells, if its held-out molecules were predicted worse than by the means of the
-        clusters, by more than five standard errors. Default: where the dropout model knows, not with
-        ``preset="paper"``.
+        clusters and worse than by zeros, by more than five standard errors each. Default: where the dropout model
+        knows, not with ``preset="paper"``.
     return_std
         Default preset: also write the standard deviations.
     threshold

@@ -103,8 +103,8 @@ def dropout_prob(
         Calibrated: shape of the negative binomial distribution around it; small is over-dispersed.
     ``.varm[f"{key_added}_gain"]``
         Calibrated: DataFrame, genes x clusters: how much better than by the cluster's mean held-out molecules were
-        predicted, in standard errors; above 0 is better, NaN if there was nothing to compare. The same over all
-        clusters in ``.var[f"{key_added}_gain"]``.
+        predicted, in standard errors; above 0 is better, NaN if there was nothing to compare. In
+        ``.var[f"{key_added}_gain"]`` the same over all clusters, or the gain over leaving the zeros if it is larger.
     ``.obs[f"{key_added}_capture_efficiency"]``
         Calibrated: as given, or assumed.
     ``.varm[f"{key_added}_{name}"]``
