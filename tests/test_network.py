@@ -142,6 +142,25 @@ def test_training_equals_keras_fit() -> None:
     np.testing.assert_allclose(history["val_loss"], fitted["val_loss"], rtol=1e-4)
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_its_cells() -> None:
+    # Nothing moves: each batch has the loss that it has alone, and the last is smaller than the others.
+    settings = NetworkSettings(n_targets=8, max_epochs=1, batch_size=16, learning_rate=1e-30)
+    network = _model.Network(settings)
+    inputs, targets = training_data()
+    seen = []
+    step = network.model.train_on_batch
+
+    def watched(x: np.ndarray, y: np.ndarray) -> float:
+        seen.append((len(x), float(step(x, y))))
+        return seen[-1][1]
+
+    network.model.train_on_batch = watched
+    history = _training.train(network, inputs, targets, settings, np.random.SeedSequence(5))
+    assert [size for size, _ in seen] == [16, 16, 4]
+    assert history["loss"] == [pytest.approx(np.average([loss for _, loss in seen], weights=[n for n, _ in seen]))]
+    assert len({loss for _, loss in seen}) == 3
+
+
 def test_training_stops_when_the_validation_loss_does() -> None:
     settings = NetworkSettings(n_targets=8, max_epochs=200, patience=2, learning_rate=3e-2)
     history, _ = train(_model.Network(settings), 0, settings)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import keras
-    import numpy as np
 
     from ..presets import BlockSettings
 
@@ -107,22 +108,25 @@ def train_block_network(
     """
 
     def validate() -> float:
-        # Keras averages over the batches since the last reset.
-        model.reset_metrics()
+        total = 0.0
         for batch in checks:
-            loss = model.test_on_batch(*batch())
-        model.reset_metrics()
-        return float(loss)
+            # Some versions of Keras average over the batches since the last reset, others reset themselves.
+            model.reset_metrics()
+            total += float(model.test_on_batch(*batch()))
+        return total / len(checks)
 
     best, kept = validate(), model.get_weights()
     history: dict[str, list[float]] = {"loss": [float("nan")], "val_loss": [best]}
     every = max(n_steps // CHECKS, 1)
+    losses = []
     for step in range(1, n_steps + 1):
-        loss = model.train_on_batch(*draw())
+        model.reset_metrics()
+        losses.append(float(model.train_on_batch(*draw())))
         if step % every == 0 or step == n_steps:
             value = validate()
-            history["loss"].append(float(loss))
+            history["loss"].append(float(np.mean(losses)))
             history["val_loss"].append(value)
+            losses = []
             # Not a number is no improvement.
             if value < best:
                 best, kept = value, model.get_weights()

@@ -51,17 +51,17 @@ def train(
     history: dict[str, list[float]] = {"loss": [], "val_loss": []}
     best, waited = math.inf, 0
     for _ in range(settings.max_epochs):
-        model.reset_metrics()
-        order = rng.permutation(training)
-        for start in range(0, order.size, settings.batch_size):
-            batch = order[start : start + settings.batch_size]
-            loss = model.train_on_batch(*_batch(inputs, targets, batch, settings))
-        history["loss"].append(float(loss))
-        model.reset_metrics()
-        for start in range(0, validation.size, PREDICTION_BATCH):
-            batch = validation[start : start + PREDICTION_BATCH]
-            loss = model.test_on_batch(*_batch(inputs, targets, batch, settings))
-        history["val_loss"].append(float(loss))
+        for name, step, order, size in (
+            ("loss", model.train_on_batch, rng.permutation(training), settings.batch_size),
+            ("val_loss", model.test_on_batch, validation, PREDICTION_BATCH),
+        ):
+            total = 0.0
+            for start in range(0, order.size, size):
+                batch = order[start : start + size]
+                # Some versions of Keras average over the batches since the last reset, others reset themselves.
+                model.reset_metrics()
+                total += batch.size * float(step(*_batch(inputs, targets, batch, settings)))
+            history[name].append(total / order.size)
         if not math.isfinite(history["loss"][-1]):
             break
         if history[monitored][-1] < best:
