@@ -327,9 +327,18 @@ class _Factors:
 
 
 def _average(parts: list[_Factors]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and loadings whose product is the mean of the parts' expected counts."""
-    scores = [part.library_size[:, None] * np.exp(part.log_scores) / len(parts) for part in parts]
-    loadings = [part.share[:, None] * np.exp(part.log_loadings) for part in parts]
+    """Scores and loadings whose product is the mean of the parts' expected counts.
+
+    A part's expected counts add up to the library size of each cell, which geometric means alone do not in cells of few
+    molecules.
+    """
+    scores, loadings = [], []
+    for part in parts:
+        own, other = np.exp(part.log_scores), part.share[:, None] * np.exp(part.log_loadings)
+        total = np.einsum("ik,k->i", own, other.sum(axis=0))
+        share = np.divide(part.library_size, total * len(parts), out=np.zeros_like(total), where=total > 0)
+        scores.append(share[:, None] * own)
+        loadings.append(other)
     return np.concatenate(scores, axis=1), np.concatenate(loadings, axis=1)
 
 
