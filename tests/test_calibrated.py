@@ -163,6 +163,27 @@ def test_many_cells_are_described_by_what_some_of_them_taught(monkeypatch: pytes
     assert metrics.auroc(dropout, probability) > 0.73
 
 
+def test_clusters_that_know_held_out_molecules_close_no_gene() -> None:
+    """Cells put together by a gene's own counts have means that no model of part of the molecules can beat."""
+    counts = metrics.thin_counts(planted(), capture_efficiency=0.3).astype(np.float32)
+    even = np.random.default_rng(3).poisson(1.0, size=400)  # a gene without structure
+    counts = sp.hstack([sp.csr_matrix(even[:, None], dtype=np.float32), counts], format="csr")
+    clusters = np.minimum(even, 2)
+    fit = fit_calibrated(counts, clusters, 3, capture_efficiency=np.full(400, 0.3), random_state=0)
+    assert np.nanmin(fit.gain[0]) < -5
+    assert fit.total_gain[0] > 0
+
+
+def test_genes_predicted_worse_than_by_zeros_are_closed() -> None:
+    counts = metrics.thin_counts(planted(), capture_efficiency=0.3).astype(np.float32)
+    clusters = np.zeros(400, dtype=np.int64)
+    fit = fit_calibrated(counts, clusters, 1, capture_efficiency=np.full(400, 0.3), random_state=0)
+    bad = 30 * fit.train_loadings
+    _, total_gain = _calibrated._gain(fit.train, fit.test, fit.train_scores, bad, np.full(250, 200.0), clusters, 1)
+    assert (total_gain < -5).mean() > 0.9
+    assert (fit.total_gain > -5).all()
+
+
 def test_dispersion_is_recovered() -> None:
     shapes = []
     for shape in (1.0, 20.0):
