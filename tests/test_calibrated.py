@@ -210,7 +210,7 @@ def test_data_without_structure_give_gene_means() -> None:
 
 def test_depth_efficiency() -> None:
     library_size = np.array([0.0, 100.0, 4000.0, 1e6])
-    np.testing.assert_allclose(depth_efficiency(library_size), [1, 1 / 2.75, 0.5, 1e6 / 1.004e6])
+    np.testing.assert_allclose(depth_efficiency(library_size), [1, 1 / 2.65, 0.5, 1e6 / 1.004e6])
 
 
 def test_what_is_written_and_read_back(adata: ad.AnnData, tmp_path: Any) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SCALE = 1e4  # CP10k
 LARGEST_PROBABILITY = 1 - 1e-6
 MORE_MOLECULES = 4000.0
-MOST_TIMES = 1.75
+MOST_TIMES = 1.65
 
 MOST_CELLS = 5_000  # that the factors are learnt from; they describe the others
 N_FACTORS = 10
@@ -43,7 +43,7 @@ BLOCK_BYTES = 2**26
 def depth_efficiency(library_size: np.ndarray) -> np.ndarray:
     """Share of the molecules that was counted, if those that could be sampled next are the missed ones.
 
-    These are 4,000 more molecules of the cell, but at most 1.75 times those that were counted: how far the data are
+    These are 4,000 more molecules of the cell, but at most 1.65 times those that were counted: how far the data are
     extrapolated. What share of *all* its molecules a cell's counts are, counts alone cannot tell.
 
     Parameters
@@ -53,7 +53,7 @@ def depth_efficiency(library_size: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    ``(n_cells,)`` float64, at least 4/11.
+    ``(n_cells,)`` float64, at least 1 / 2.65.
     """
     more = np.minimum(MORE_MOLECULES, MOST_TIMES * library_size)
     return np.divide(library_size, library_size + more, out=np.ones(library_size.size), where=library_size > 0)

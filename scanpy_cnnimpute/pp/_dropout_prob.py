@@ -74,7 +74,7 @@ def dropout_prob(
     capture_efficiency
         For the calibrated model: which share of the molecules was counted, between 0 and 1, or the column of `.obs`
         that holds it for each cell, as estimated from spike-ins. Counts alone cannot tell it. Default: what could
-        still be counted in a deeper run is missing, that is 4,000 more molecules of the cell, or at most 1.75 times
+        still be counted in a deeper run is missing, that is 4,000 more molecules of the cell, or at most 1.65 times
         those that were counted.
     random_state
         Seed of the calibrated model.
