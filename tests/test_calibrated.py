@@ -58,22 +58,59 @@ def test_allocate_against_plain_python() -> None:
     assert out.sum() == pytest.approx(counts.sum())
 
 
-def test_shape_likelihood_is_the_negative_binomial() -> None:
+@pytest.mark.parametrize("scale", [1, 40])  # factors multiplied, and gamma functions
+def test_shape_likelihood_is_the_negative_binomial(scale: int) -> None:
     rng = np.random.default_rng(0)
-    expected = rng.gamma(2, 1, size=(8, 3))
-    ratio = rng.uniform(0.5, 1.5, size=8)
-    train = rng.poisson(expected).astype(float)
-    test = rng.poisson(expected * ratio[:, None]).astype(float)
-    shapes = np.array([0.5, 4.0])
-    out = np.empty((3, 2))
+    expected = scale * rng.gamma(2, 1, size=(3, 300))
+    ratio = rng.uniform(0.5, 1.5, size=300)
+    train, test = rng.poisson(expected), rng.poisson(expected * ratio)
+    shapes = np.array([0.01, 0.5, 4.0, 1000.0])
+    out = np.empty((3, 4))
     kernels.shape_likelihood(train, test, expected, ratio, shapes, out)
     for s, r in enumerate(shapes):
         # Of the posterior rate: gamma with shape r + a and mean (r + a) / (r + mu).
-        mean = expected * ratio[:, None] * (r + train) / (r + expected)
+        mean = expected * ratio * (r + train) / (r + expected)
         size = r + train
-        exact = scipy.stats.nbinom.logpmf(test, size, size / (size + mean)).sum(axis=0)
-        constant = scipy.special.gammaln(test + 1).sum(axis=0)
-        np.testing.assert_allclose(out[:, s], exact + constant)
+        exact = scipy.stats.nbinom.logpmf(test, size, size / (size + mean)).sum(axis=1)
+        constant = scipy.special.gammaln(test + 1).sum(axis=1)
+        np.testing.assert_allclose(out[:, s], exact + constant, rtol=1e-9)
+
+
+def test_held_out_probability_is_the_negative_binomial() -> None:
+    rng = np.random.default_rng(0)
+    expected = rng.gamma(2, 1, size=(3, 50))
+    expected[0, :5] = 0.0
+    train, ratio, shape = rng.poisson(expected), rng.uniform(0.5, 1.5, size=50), np.array([0.3, 2.0, 50.0])
+    out = np.empty((3, 50), dtype=np.float32)
+    kernels.held_out_probability(train, expected, ratio, shape, out)
+    zero = (train == 0) & (expected > 0)
+    assert (out[~zero] < 0).all()
+    r = shape[:, None]
+    exact = 1 - scipy.stats.nbinom.pmf(0, r, (r + expected) / (r + expected + ratio * expected))
+    np.testing.assert_allclose(out[zero], exact[zero], rtol=1e-5)
+
+
+def test_held_out_gain_against_plain_python() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.array([0, 1, -1, 0, 1, 1])
+    expected, library_size = rng.gamma(2, 1, size=(2, 6)), rng.uniform(5, 20, size=6)
+    train, test = rng.poisson(0.7, size=(2, 2, 6))
+    rates, ratio, shape = rng.uniform(0.01, 0.1, size=(2, 2)), rng.uniform(0.5, 1.5, size=6), np.array([0.5, 4.0])
+    rates[1, 1] = 0.0  # never seen there
+    gain, over_zero = np.full((2, 2, 2), np.nan), np.full((2, 2), np.nan)
+    kernels.held_out_gain(train, test, expected, library_size, rates, ratio, shape, clusters, gain, over_zero)
+    exact, exact_over_zero = np.zeros((2, 2, 2)), np.zeros((2, 2))
+    for g, i in zip(*np.nonzero((train == 0) & (clusters >= 0)), strict=True):
+        of_mean = library_size[i] * rates[g, clusters[i]]
+        model, average = (ratio[i] * mu * shape[g] / (shape[g] + mu) for mu in (expected[g, i], of_mean))
+        lower_error = test[g, i] ** 2 - (test[g, i] - model) ** 2
+        exact_over_zero[:, g] += lower_error, lower_error**2
+        if of_mean > 0:
+            deviance = 2 * (scipy.special.xlogy(test[g, i], model / average) - (model - average))
+            exact[:, g, clusters[i]] += deviance, deviance**2
+    np.testing.assert_allclose(gain, exact)
+    np.testing.assert_allclose(over_zero, exact_over_zero)
+    assert (gain[1, 0] > 0).all()
 
 
 @pytest.mark.parametrize(

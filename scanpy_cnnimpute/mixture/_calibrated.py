@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from scipy.special import digamma
 
 from .._threads import single_threaded_blas
-from ._factor_kernels import allocate, held_out_gain, missed_moments, shape_likelihood
+from ._factor_kernels import allocate, held_out_gain, held_out_probability, missed_moments, shape_likelihood
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -268,14 +268,14 @@ def fit_calibrated(
     data = np.rint(counts.data).astype(np.int64)
     kept = rng.binomial(data, TRAIN_SHARE)
     train, test = (
-        sp.csr_array((part.astype(np.float64), counts.indices, counts.indptr), shape=counts.shape)
-        for part in (kept, data - kept)
+        sp.csr_array((part, counts.indices, counts.indptr), shape=counts.shape) for part in (kept, data - kept)
     )
     parts = [_factorise(train, np.random.default_rng(seed)) for seed in seeds]
     scores, loadings = _average(parts)
     judged = np.sort(rng.permutation(counts.shape[0])[: max(1, SHAPE_ENTRIES // max(counts.shape[1], 1))])
-    shape = _fit_shapes(train[judged], test[judged], scores[judged], loadings)
-    stated, present = _held_out(train[judged], test[judged], scores[judged], loadings, shape)
+    split = train[judged], test[judged], scores[judged], loadings
+    shape = _fit_shapes(*split)
+    stated, present = _held_out(*split, shape)
     gain, total_gain = _gain(train, test, scores, loadings, shape, clusters[used], n_clusters)
 
     complete = [_factorise(counts, start=part) for part in parts]
@@ -438,19 +438,20 @@ def _gene_blocks(n_cells: int, n_genes: int) -> Iterator[slice]:
 
 def _ratio(train: sp.csr_array, test: sp.csr_array) -> np.ndarray:
     """What turns expected counts of the first half of a cell's molecules into those of the second."""
-    first = train.sum(axis=1)
-    return np.divide(test.sum(axis=1), first, out=np.zeros_like(first), where=first > 0)
+    first, second = (part.sum(axis=1, dtype=np.float64) for part in (train, test))
+    return np.divide(second, first, out=np.zeros_like(first), where=first > 0)
 
 
 def _blocks(
     train: sp.csr_array, test: sp.csr_array, scores: np.ndarray, loadings: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
-    """Slices of genes with dense counts of both parts and expected counts of the first, ``(n_cells, n_block)``."""
-    first, second = train.tocsc(), test.tocsc()
+    """Slices of genes with dense counts of both parts and expected counts of the first, ``(n_block, n_cells)``."""
+    # A gene's cells side by side: the kernels take one gene after the other.
+    first, second = sp.csr_array(train.T), sp.csr_array(test.T)
     for genes in _gene_blocks(*train.shape):
         with single_threaded_blas():
-            expected = scores @ loadings[genes].T
-        yield genes, first[:, genes].toarray(), second[:, genes].toarray(), expected
+            expected = loadings[genes] @ scores.T
+        yield genes, first[genes].toarray(), second[genes].toarray(), expected
 
 
 def _fit_shapes(train: sp.csr_array, test: sp.csr_array, scores: np.ndarray, loadings: np.ndarray) -> np.ndarray:
@@ -475,13 +476,13 @@ def _held_out(
     train: sp.csr_array, test: sp.csr_array, scores: np.ndarray, loadings: np.ndarray, shape: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Stated probability and outcome at the zeros of the first part, two vectors."""
-    ratio = _ratio(train, test)[:, None]
+    ratio = _ratio(train, test)
     stated, present = [], []
     for genes, first, second, expected in _blocks(train, test, scores, loadings):
-        zero = (first == 0) & (expected > 0)
-        r = shape[genes]
-        probability = -np.expm1(-r * np.log1p(ratio * expected / (r + expected)))
-        stated.append(probability[zero].astype(np.float32))
+        probability = np.empty(first.shape, dtype=np.float32)
+        held_out_probability(first, expected, ratio, shape[genes], probability)
+        zero = probability >= 0
+        stated.append(probability[zero])
         present.append(second[zero] > 0)
     return np.concatenate(stated), np.concatenate(present)
 
@@ -500,23 +501,19 @@ def _gain(
     Clusters of all molecules know the held-out ones, so that their means may be hard to beat: the second is the gain
     over leaving the zeros where that is larger.
     """
-    library_size = train.sum(axis=1)
+    library_size = train.sum(axis=1, dtype=np.float64)
     ratio = _ratio(train, test)
-    members = [clusters == cluster for cluster in range(n_clusters)]
-    totals = np.array([library_size[cells].sum() for cells in members])
-    gain, squares = np.empty((2, train.shape[1], n_clusters))
-    over_zero, zero_squares = np.empty((2, train.shape[1]))
+    used = np.flatnonzero(clusters >= 0)
+    member = sp.csr_array((np.ones(used.size), (clusters[used], used)), shape=(n_clusters, clusters.size))
+    rates = (member @ train).toarray() / np.maximum(member @ library_size, 1.0)[:, None]
+    rates = np.ascontiguousarray(rates.T)
+    over_mean, over_zero = np.empty((2, train.shape[1], n_clusters)), np.empty((2, train.shape[1]))
     for genes, first, second, expected in _blocks(train, test, scores, loadings):
-        rates = np.stack([first[cells].sum(axis=0) for cells in members]) / np.maximum(totals, 1.0)[:, None]
-        mean = np.where(clusters[:, None] >= 0, library_size[:, None] * rates[clusters], 0.0)
-        held_out_gain(first, second, expected, mean, ratio, shape[genes], clusters, gain[genes], squares[genes])
-        missed = ratio[:, None] * expected * shape[genes] / (shape[genes] + expected)
-        missed[(first > 0) | (clusters < 0)[:, None]] = 0.0
-        value = missed * (2 * second - missed)
-        over_zero[genes], zero_squares[genes] = value.sum(axis=0), (value**2).sum(axis=0)
+        outputs = over_mean[:, genes], over_zero[:, genes]
+        held_out_gain(first, second, expected, library_size, rates[genes], ratio, shape[genes], clusters, *outputs)
 
     def in_standard_errors(gain: np.ndarray, squares: np.ndarray) -> np.ndarray:
         return np.divide(gain, np.sqrt(squares), out=np.full_like(gain, np.nan), where=squares > 0)
 
-    over_mean = in_standard_errors(gain.sum(axis=1), squares.sum(axis=1))
-    return in_standard_errors(gain, squares), np.maximum(over_mean, in_standard_errors(over_zero, zero_squares))
+    total = in_standard_errors(*over_mean.sum(axis=2))
+    return in_standard_errors(*over_mean), np.maximum(total, in_standard_errors(*over_zero))

@@ -10,6 +10,8 @@ TAIL = 1e-5  # share of the probability that sums over the number of missed mole
 SINGLE_TERMS = 64
 GROWTH = 0.04  # of a step, relative to where it is
 MOST_STEPS = 1000
+FEW = 8  # molecules whose factors are multiplied one by one
+SMALLEST_PRODUCT = 1e-100
 
 
 @njit(parallel=True, cache=True, fastmath={"contract"})
@@ -50,26 +52,60 @@ def allocate(indptr, indices, data, own, other, out):  # type: ignore[no-untyped
 def shape_likelihood(train, test, expected, ratio, shapes, out):  # type: ignore[no-untyped-def]
     """Log likelihood, but for a constant, of the second molecules of each gene given its first, for each shape.
 
-    Dense ``(n_cells, n_genes)`` blocks of counts and expected first counts; `ratio` turns these into second ones, for
-    each cell; `out` is ``(n_genes, n_shapes)``. Given a gamma distributed rate of shape r, the second count is
-    negative binomial with shape ``r + first``.
+    Dense ``(n_genes, n_cells)`` blocks of whole counts and expected first counts; `ratio` turns these into second ones,
+    for each cell; `out` is ``(n_genes, n_shapes)``. Given a gamma distributed rate of shape r, the second count is
+    negative binomial with shape ``r + first``. Factors are multiplied as long as they can be, since a logarithm, or a
+    gamma function of a small count, takes longer than the rest.
     """
-    n_cells, n_genes = train.shape
+    n_genes, n_cells = train.shape
     for g in prange(n_genes):
         for s in range(shapes.size):
             r, total = shapes[s], 0.0
+            per_shape, product = 1.0, 1.0  # the first to the power r
             for i in range(n_cells):
-                mu = expected[i, g]
+                mu = expected[g, i]
                 more = mu * ratio[i]
                 if more <= 0.0:
                     continue
                 rest = r + mu + more
-                first, second = train[i, g], test[i, g]
-                total += (r + first) * math.log1p(-more / rest)
-                if second > 0:
+                nothing = (r + mu) / rest
+                per_shape *= nothing
+                if per_shape < SMALLEST_PRODUCT:
+                    total += r * math.log(per_shape)
+                    per_shape = 1.0
+                first, second = train[g, i], test[g, i]
+                if first > FEW:
+                    total += first * math.log(nothing)
+                else:
+                    for _ in range(first):
+                        product *= nothing
+                if second > FEW:
                     total += second * math.log(more / rest)
                     total += math.lgamma(second + first + r) - math.lgamma(first + r)
-            out[g, s] = total
+                else:
+                    for m in range(second):
+                        product *= more / rest * (r + first + m)
+                if product < SMALLEST_PRODUCT or product > 1.0 / SMALLEST_PRODUCT:
+                    total += math.log(product)
+                    product = 1.0
+            out[g, s] = total + r * math.log(per_shape) + math.log(product)
+
+
+@njit(parallel=True, cache=True)
+def held_out_probability(train, expected, ratio, shape, out):  # type: ignore[no-untyped-def]
+    """Probability that the second molecules hold what the first have none of; negative where they have some.
+
+    Dense ``(n_genes, n_cells)`` blocks, as in :func:`shape_likelihood`; `shape` is that of each gene.
+    """
+    n_genes, n_cells = train.shape
+    for g in prange(n_genes):
+        r = shape[g]
+        for i in range(n_cells):
+            mu = expected[g, i]
+            if train[g, i] == 0 and mu > 0.0:
+                out[g, i] = -math.expm1(-r * math.log1p(ratio[i] * mu / (r + mu)))
+            else:
+                out[g, i] = -1.0
 
 
 @njit(parallel=True, cache=True)
@@ -114,27 +150,34 @@ def missed_moments(missed, shape, scale, first, second):  # type: ignore[no-unty
 
 
 @njit(parallel=True, cache=True)
-def held_out_gain(train, test, expected, mean, ratio, shape, clusters, gain, squares):  # type: ignore[no-untyped-def]
-    """By how much the model lowers the Poisson deviance of second molecules at zeros, and its square, in clusters.
+def held_out_gain(train, test, expected, library_size, rates, ratio, shape, clusters, out, over_zero):  # type: ignore[no-untyped-def]
+    """By how much the model lowers the error of second molecules at zeros, and its square, summed over cells.
 
-    Dense ``(n_cells, n_genes)`` blocks: counts, expected first counts by the model and by the cluster's mean; `ratio`
-    turns first into second expectations. Sums over the cells, ``(n_genes, n_clusters)``.
+    Dense ``(n_genes, n_cells)`` blocks: counts, and expected first counts by the model; those by the cluster's mean are
+    its rate, ``(n_genes, n_clusters)``, times the cell's library size. `ratio` turns first into second expectations.
+    `out` is ``(2, n_genes, n_clusters)``, of the Poisson deviance over that of the cluster's mean; `over_zero`
+    ``(2, n_genes)``, of the squared error over that of zeros.
     """
-    n_cells, n_genes = train.shape
+    n_genes, n_cells = train.shape
     for g in prange(n_genes):
-        for c in range(gain.shape[1]):
-            gain[g, c] = 0.0
-            squares[g, c] = 0.0
+        out[:, g] = 0.0
+        over_zero[:, g] = 0.0
         r = shape[g]
         for i in range(n_cells):
             c = clusters[i]
-            if c < 0 or train[i, g] > 0 or mean[i, g] <= 0.0 or expected[i, g] <= 0.0:
+            if c < 0 or train[g, i] > 0:
                 continue
             # What either expects after seeing nothing.
-            model = ratio[i] * expected[i, g] * r / (r + expected[i, g])
-            average = ratio[i] * mean[i, g] * r / (r + mean[i, g])
+            expectation, mean, second = expected[g, i], library_size[i] * rates[g, c], test[g, i]
+            model = ratio[i] * expectation * r / (r + expectation)
+            value = model * (2.0 * second - model)
+            over_zero[0, g] += value
+            over_zero[1, g] += value * value
+            if mean <= 0.0 or expectation <= 0.0:
+                continue
+            average = ratio[i] * mean * r / (r + mean)
             value = 2.0 * (average - model)
-            if test[i, g] > 0:
-                value += 2.0 * test[i, g] * math.log(model / average)
-            gain[g, c] += value
-            squares[g, c] += value * value
+            if second > 0:
+                value += 2.0 * second * math.log(model / average)
+            out[0, g, c] += value
+            out[1, g, c] += value * value
