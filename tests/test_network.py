@@ -328,7 +328,7 @@ def test_load_refuses_what_is_no_imputer(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match=r"holds no readable CNNImputer: imputer.json is damaged"):
         CNNImputer.load(tmp_path)
     (tmp_path / "imputer.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="format 99; this version reads format 2"):
+    with pytest.raises(ValueError, match="format 99; this version reads format 3"):
         CNNImputer.load(tmp_path)
 
 

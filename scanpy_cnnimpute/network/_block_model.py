@@ -72,8 +72,15 @@ def build_block_network(
         WIDTH, settings.n_top, strides=settings.n_top, activation="relu", kernel_initializer=initial(0)
     )(blocks)
     of_cell = layers.Dense(CELL_WIDTH, activation="relu", kernel_initializer=initial(1))(cells)
-    joined = layers.Concatenate()([found, genes, layers.RepeatVector(n_genes)(of_cell)])
-    joined = layers.Dense(WIDTH, activation="relu", kernel_initializer=initial(2))(joined)
+    # One dense layer of the three side by side, as a sum: what is said of a cell is not repeated for each gene.
+    limit = np.sqrt(6 / (WIDTH + n_gene_features + CELL_WIDTH + WIDTH))
+    side_by_side = [initializers.RandomUniform(-limit, limit, seed=seed + offset) for offset in (2, 3, 4)]
+    parts = [
+        layers.Dense(WIDTH, kernel_initializer=side_by_side[0])(found),
+        layers.Dense(WIDTH, use_bias=False, kernel_initializer=side_by_side[1])(genes),
+        layers.Reshape((1, WIDTH))(layers.Dense(WIDTH, use_bias=False, kernel_initializer=side_by_side[2])(of_cell)),
+    ]
+    joined = layers.Activation("relu")(layers.Add()(parts))
     # The loss in full precision, also under a policy of mixed precision.
     outputs = layers.Dense(1, kernel_initializer="zeros", dtype="float32")(joined)
     outputs = layers.Reshape((n_genes,), dtype="float32")(outputs)
@@ -87,7 +94,7 @@ def build_block_network(
 
 
 def train_block_network(
-    model: keras.Model, draw: Callable[[], Batch], checks: list[Callable[[], Batch]], n_steps: int
+    model: keras.Model, draw: Callable[[], Batch], checks: list[Batch], n_steps: int
 ) -> dict[str, list[float]]:
     """Train on batches that are drawn, and keep the weights of the smallest validation loss.
 
@@ -98,7 +105,7 @@ def train_block_network(
     draw
         Gives a batch.
     checks
-        Give the batches of the validation loss.
+        Batches of the validation loss.
     n_steps
         Number of batches.
 
@@ -112,7 +119,7 @@ def train_block_network(
         for batch in checks:
             # Some versions of Keras average over the batches since the last reset, others reset themselves.
             model.reset_metrics()
-            total += float(model.test_on_batch(*batch()))
+            total += float(model.test_on_batch(*batch))
         return total / len(checks)
 
     best, kept = validate(), model.get_weights()

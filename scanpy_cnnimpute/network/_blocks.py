@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -30,10 +30,9 @@ ALL = "all"
 
 MIN_DETECTION = 0.05  # rarer genes keep what is expected without a network: their counts hardly exceed 1
 FEWEST_COUNTS = 3
-BATCH_ENTRIES = 60_000  # of cells x genes in a batch
-LARGEST_BATCH = 64
-PREDICTION_BATCHES = 4  # predicted at once: a call has a cost of its own
-VALIDATION_ENTRIES = 600_000
+PREDICTION_ENTRIES = 240_000  # predicted at once: a call has a cost of its own
+LARGEST_PREDICTION = 256
+VALIDATION_ENTRIES = 300_000
 CORRELATION_BYTES = 2**27
 
 
@@ -47,6 +46,11 @@ class BlockNetworks(ABC):
     random_state
         Seed.
     """
+
+    batch_entries: ClassVar[int]
+    """Of cells x genes in a training batch."""
+    largest_batch: ClassVar[int]
+    """Cells in it at most."""
 
     def __init__(self, settings: BlockSettings, random_state: int) -> None:
         self.settings = settings
@@ -136,10 +140,10 @@ class BlockNetworks(ABC):
         return self._genes.size > self.settings.n_top
 
     def _batch_size(self) -> int:
-        return int(np.clip(BATCH_ENTRIES // max(self._genes.size, 1), 2, LARGEST_BATCH))
+        return int(np.clip(self.batch_entries // max(self._genes.size, 1), 2, self.largest_batch))
 
     def _prediction_size(self) -> int:
-        return PREDICTION_BATCHES * self._batch_size()
+        return int(np.clip(PREDICTION_ENTRIES // max(self._genes.size, 1), 8, LARGEST_PREDICTION))
 
     def _check_rows(self, cells: np.ndarray) -> np.ndarray:
         """Batches of some of these cells, ``(n_batches, batch_size)``, for the validation loss."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,8 +81,10 @@ class ConditionalNetworks(BlockNetworks):
     reads the visible residuals of the genes most correlated with each target, and what the low rank says of it. The
     network learns from entries that were hidden from everything it reads: neither line, nor low rank, nor the choice
     of correlated genes has seen them.
-
     """
+
+    batch_entries = 60_000
+    largest_batch = 64
 
     @property
     def n_stages(self) -> int:
@@ -301,12 +302,12 @@ class ConditionalNetworks(BlockNetworks):
         weight = (scale / np.sqrt(np.mean(scale**2))) ** 2
         every = np.arange(hidden[0][1].shape[0])
         training = [fold for fold in range(self.settings.n_folds) if fold != validation]
+        answers = [truth[:, self._genes] for _, truth in hidden]
         order = batches(rng, every, self._batch_size())
 
         def batch(fold: int, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-            visible, truth = hidden[fold]
-            inputs = self._inputs(visible, rows)
-            target = truth[rows][:, self._genes]
+            inputs = self._inputs(hidden[fold][0], rows)
+            target = answers[fold][rows]
             where = target.nonzero()
             answer = np.zeros((rows.size, self._genes.size, 2), dtype=np.float32)
             # What the line and the low rank leave, in the gene's standard deviations.
@@ -318,7 +319,7 @@ class ConditionalNetworks(BlockNetworks):
         history = train_block_network(
             model,
             lambda: batch(training[rng.integers(len(training))], next(order)),
-            [partial(batch, validation, rows) for rows in self._check_rows(rng.permutation(every))],
+            [batch(validation, rows) for rows in self._check_rows(rng.permutation(every))],
             self.settings.n_steps,
         )
         self._remember(member, model, history)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FORMAT = 2
+FORMAT = 3
 DESCRIPTION = "imputer.json"
 
 
