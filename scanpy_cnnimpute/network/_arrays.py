@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from .._labels import distinct_names
-from .._matrix import check_probabilities, to_csr, values_problem
+from .._matrix import check_probabilities, log_normalised, to_csr, values_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -117,12 +117,6 @@ def dropout_block(dropout: Any, shape: tuple[int, int], order: np.ndarray) -> Dr
         return lambda cells, genes: by_gene[:, order[genes]].toarray()[cells]
     matrix = np.asarray(dropout)
     return lambda cells, genes: matrix[np.ix_(cells, order[genes])]
-
-
-def log_normalised(counts: sp.csr_array) -> sp.csr_array:
-    """log1p of counts per 10,000."""
-    totals = np.maximum(counts.sum(axis=1), 1)
-    return sp.csr_array(counts.multiply((1e4 / totals)[:, None])).log1p()
 
 
 def mean_profile(counts: sp.csr_array) -> np.ndarray:

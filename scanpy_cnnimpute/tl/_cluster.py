@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from .._counts import check_adata, get_counts
 from .._logging import logger
+from .._matrix import log_normalised
 from .._results import Results, check_keys
 from .._threads import single_threaded_blas
 from ..density_peaks import adaptive_density_peaks
@@ -181,15 +182,14 @@ def embed(counts: sp.csr_array, *, method: Method, random_state: int) -> np.ndar
 
     n_cells = counts.shape[0]
     genes = np.flatnonzero(counts.sum(axis=0))
-    logged = AnnData(sp.csr_matrix(counts[:, genes].astype(np.float32)))
-    sc.pp.normalize_total(logged, target_sum=1e6)
-    sc.pp.log1p(logged, base=2)
+    # Scanpy's normalisation compiles first.
+    logged = log_normalised(counts[:, genes].astype(np.float32), 1e6)
+    logged.data /= np.log(2)
     n_components = min(N_COMPONENTS, n_cells - 1, genes.size - 1)
     if n_components < 1:
-        return logged.X.toarray()
+        return logged.toarray()
     with single_threaded_blas():
-        sc.pp.pca(logged, n_comps=n_components, random_state=random_state)
-        components = logged.obsm["X_pca"]
+        components = sc.pp.pca(sp.csr_matrix(logged), n_comps=n_components, random_state=random_state)
         if method != "adp" or n_cells < FEWEST_CELLS:
             return components
         from sklearn.manifold import TSNE

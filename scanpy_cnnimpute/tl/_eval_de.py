@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from .. import metrics
 from .._counts import check_adata, layer_matrices
+from .._matrix import log_normalised
 from .._results import Results, check_keys
 from ..presets import check_number
 from ._eval_gini import common_genes
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 Test = Literal["wilcoxon", "t-test", "t-test_overestim_var"]
 
-SCALE = 1e4
 REFERENCE_COLUMNS = ["log2_fold_change", "p_value"]
 
 
@@ -118,7 +118,7 @@ def eval_de(
 
     rows = {}
     for name, matrix in layer_matrices(adata, layers or [None], caller="tl.eval_de").items():
-        found = _test(_log_normalised(matrix)[:, columns], genes, cells, method)
+        found = _test(log_normalised(matrix)[:, columns], genes, cells, method)
         lfc = _significant(found["logfoldchanges"], found["pvals"], p_value)
         score = np.nan_to_num(np.abs(lfc))
         rows[name] = {
@@ -166,13 +166,6 @@ def _check_reference(reference: pd.DataFrame) -> None:
     if missing:
         msg = f"reference has no column {' and '.join(map(repr, missing))}. Available: {list(reference.columns)}."
         raise KeyError(msg)
-
-
-def _log_normalised(matrix: sp.csr_array) -> sp.csr_array:
-    library_size = matrix.sum(axis=1, dtype=np.float64)
-    # Cells without counts stay zero.
-    scale = SCALE / np.where(library_size > 0, library_size, 1)
-    return (sp.diags_array(scale) @ matrix).log1p()
 
 
 def _test(matrix: sp.csr_array, genes: pd.Index, cells: dict[str, np.ndarray], method: Test) -> pd.DataFrame:
