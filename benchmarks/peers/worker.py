@@ -318,7 +318,7 @@ def labels(kind: str, n: int) -> list[str]:
 
 # What our package loads when it is first used.
 OURS = (
-    ("scanpy_cnnimpute", "keras", "igraph", "sklearn.manifold", "sklearn.neighbors"),
+    ("scanpy_cnnimpute", "scanpy", "keras", "igraph", "sklearn.manifold", "sklearn.neighbors"),
     ("scanpy-cnnimpute", "keras", "tensorflow"),
 )
 METHODS = {
