@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ._logging import logger
@@ -10,13 +12,21 @@ from ._logging import logger
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from threadpoolctl import ThreadpoolController
+
+
+@lru_cache(maxsize=1)
+def _libraries(n_modules: int) -> ThreadpoolController:
+    """The loaded libraries that have threads, searched for anew, which takes milliseconds, after an import."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
     """Limit BLAS and OpenMP to one thread: both split sums by thread, and t-SNE amplifies the last bit."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=1):
+    with _libraries(len(sys.modules)).limit(limits=1):
         yield
 
 
