@@ -65,7 +65,7 @@ def is_integer(data: np.ndarray) -> bool:
 
 
 def log_normalised(counts: sp.csr_array, target_sum: float = 1e4) -> sp.csr_array:
-    """log1p of the counts of each cell scaled to a sum, float; cells without counts stay zero."""
+    """log1p of the counts of each cell scaled to a sum, float; shares the indices with `counts`."""
     size = counts.sum(axis=1, dtype=np.float64) / target_sum
     of_entry = np.repeat(size, np.diff(counts.indptr)).astype(np.result_type(counts.dtype, np.float32))
     return sp.csr_array((np.log1p(counts.data / of_entry), counts.indices, counts.indptr), shape=counts.shape)

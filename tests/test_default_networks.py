@@ -97,6 +97,22 @@ def test_a_block_reads_its_own_genes_only() -> None:
     assert not np.asarray(fresh.predict_on_batch(inputs)).any()
 
 
+def test_what_is_joined_is_as_if_it_stood_side_by_side() -> None:
+    settings = resolve("default", n_top=3)
+    model = _block_model.build_block_network((4, 2, 5, 6), _block_model.hidden_mse, settings, 0)
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=weight.shape) for weight in model.get_weights()]
+    model.set_weights(weights)
+    of_cell, cell_bias, convolution, block_bias, from_cell, from_block, bias, from_gene, last, last_bias = weights
+    blocks, genes, cells = (rng.normal(size=shape).astype(np.float32) for shape in ((7, 12, 2), (7, 4, 5), (7, 6)))
+    found = np.einsum("igkc,kcw->igw", blocks.reshape(7, 4, 3, 2), convolution) + block_bias
+    cell = np.repeat((cells @ of_cell + cell_bias)[:, None], 4, axis=1)
+    beside = np.concatenate([np.maximum(found, 0), genes, np.maximum(cell, 0)], axis=2)
+    joined = np.maximum(beside @ np.concatenate([from_block, from_gene, from_cell]) + bias, 0)
+    expected = (joined @ last + last_bias)[..., 0]
+    np.testing.assert_allclose(model.predict_on_batch([blocks, genes, cells]), expected, rtol=1e-4, atol=1e-3)
+
+
 def test_losses_by_hand() -> None:
     truth = np.array([[[2.0, 1.0], [7.0, 0.0]]], dtype=np.float32)
     assert float(_block_model.hidden_mse(truth, np.array([[1.0, 3.0]], dtype=np.float32))) == pytest.approx(1)

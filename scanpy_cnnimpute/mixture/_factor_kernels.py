@@ -52,10 +52,10 @@ def allocate(indptr, indices, data, own, other, out):  # type: ignore[no-untyped
 def shape_likelihood(train, test, expected, ratio, shapes, out):  # type: ignore[no-untyped-def]
     """Log likelihood, but for a constant, of the second molecules of each gene given its first, for each shape.
 
-    Dense ``(n_genes, n_cells)`` blocks of whole counts and expected first counts; `ratio` turns these into second ones,
-    for each cell; `out` is ``(n_genes, n_shapes)``. Given a gamma distributed rate of shape r, the second count is
-    negative binomial with shape ``r + first``. Factors are multiplied as long as they can be, since a logarithm, or a
-    gamma function of a small count, takes longer than the rest.
+    Dense ``(n_genes, n_cells)`` blocks of integer counts and of expected first counts; `ratio` turns these into second
+    ones, for each cell; `out` is ``(n_genes, n_shapes)``. Given a gamma distributed rate of shape r, the second count
+    is negative binomial with shape ``r + first``. Factors are multiplied as long as they can be, since a logarithm, or
+    a gamma function of a small count, takes longer than the rest.
     """
     n_genes, n_cells = train.shape
     for g in prange(n_genes):
@@ -93,9 +93,10 @@ def shape_likelihood(train, test, expected, ratio, shapes, out):  # type: ignore
 
 @njit(parallel=True, cache=True)
 def held_out_probability(train, expected, ratio, shape, out):  # type: ignore[no-untyped-def]
-    """Probability that the second molecules hold what the first have none of; negative where they have some.
+    """Probability that the second molecules hold what the first have none of.
 
-    Dense ``(n_genes, n_cells)`` blocks, as in :func:`shape_likelihood`; `shape` is that of each gene.
+    Dense ``(n_genes, n_cells)`` blocks, as in :func:`shape_likelihood`; `shape` is that of each gene. -1 where the
+    first have some, or nothing is expected.
     """
     n_genes, n_cells = train.shape
     for g in prange(n_genes):

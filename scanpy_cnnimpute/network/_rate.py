@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,7 +56,7 @@ class ExpectedCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Counts and expectations of the network's genes, which inputs are made of."""
+    """Counts, of all genes or of those of the network, and expectations, which inputs are made of."""
 
     counts: sp.csr_array
     scores: np.ndarray
@@ -101,6 +101,8 @@ class RateNetworks(BlockNetworks):
         self._choose_genes(np.bincount(counts[cells].indices, minlength=counts.shape[1]), cells.size)
         self._shape = given.shape[self._genes]
         train = self._source(given.train, given.train_scores, given.train_loadings)
+        # Chosen once: these cells are drawn again and again.
+        train = replace(train, counts=given.train[:, self._genes])
         split = np.flatnonzero(np.isin(given.cells, cells))
         mean = train.scores[split].mean(axis=0) @ train.loadings.T
         level = np.log(mean + LOWEST_RATE)
@@ -121,7 +123,7 @@ class RateNetworks(BlockNetworks):
         depth = np.log(np.maximum(counts.sum(axis=1, dtype=np.float64), 1.0))
         profile = np.log(scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12) + 1e-4)
         return _Source(
-            counts=counts if self._genes.size == counts.shape[1] else counts[:, self._genes],
+            counts=counts,
             scores=scores.astype(np.float32),
             loadings=loadings[self._genes].astype(np.float32),
             cells=np.column_stack([profile, depth - depth.mean()]).astype(np.float32),
@@ -129,7 +131,9 @@ class RateNetworks(BlockNetworks):
 
     def _residuals(self, source: _Source, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pearson residuals, counts and expectations, ``(n_rows, n_network_genes)`` float32."""
-        counts = source.counts[rows].toarray().astype(np.float32)
+        part = source.counts[rows]
+        part = part if part.shape[1] == self._genes.size else part[:, self._genes]
+        counts = part.toarray().astype(np.float32)
         expected = source.scores[rows] @ source.loadings.T
         variance = expected + expected**2 / self._shape.astype(np.float32) + FLOOR_VARIANCE
         return np.clip((counts - expected) / np.sqrt(variance), *RESIDUAL_RANGE), counts, expected

@@ -118,7 +118,7 @@ def eval_de(
 
     rows = {}
     for name, matrix in layer_matrices(adata, layers or [None], caller="tl.eval_de").items():
-        found = _test(log_normalised(matrix)[:, columns], genes, cells, method)
+        found = _test(log_normalised(matrix.astype(np.float64))[:, columns], genes, cells, method)
         lfc = _significant(found["logfoldchanges"], found["pvals"], p_value)
         score = np.nan_to_num(np.abs(lfc))
         rows[name] = {
