@@ -10,10 +10,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 from helpers import DATA, assert_only_added, dense, simulate
 
 import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute._matrix import log_normalised
 
 
 def agreement(a: object, b: object) -> np.ndarray:
@@ -25,6 +27,16 @@ def test_every_method_finds_planted_types(method: str, n_clusters: int | None) -
     adata = simulate(150, 400, activity_shape=50)
     scnn.tl.cluster(adata, method=method, n_clusters=n_clusters, resolution=0.2)
     assert scnn.metrics.purity(adata.obs["type"], adata.obs["cnn_cluster"]) > 0.95
+
+
+def test_normalisation_is_that_of_scanpy() -> None:
+    adata = simulate(50, 80)
+    adata.X = sp.csr_matrix(adata.X, dtype=np.float32)
+    logged = log_normalised(sp.csr_array(adata.X), 1e6)
+    sc.pp.normalize_total(adata, target_sum=1e6)
+    sc.pp.log1p(adata)
+    assert logged.dtype == np.float32
+    np.testing.assert_array_equal(logged.toarray(), adata.X.toarray())
 
 
 def test_leiden_on_more_cells_than_scanpy_searches_exactly() -> None:

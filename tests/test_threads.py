@@ -10,9 +10,10 @@ import numba
 import numpy as np
 import pytest
 from helpers import simulate
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute._threads import single_threaded_blas
 from scanpy_cnnimpute.pp import _dropout_prob
 
 FRESH_PROCESS = """
@@ -47,6 +48,14 @@ def test_libraries_are_limited_and_the_bits_are_the_same(monkeypatch: pytest.Mon
     assert numba.get_num_threads() == before
     for other in (all_cores, many):
         np.testing.assert_array_equal(one.layers["dropout_prob"], other.layers["dropout_prob"])
+
+
+def test_one_thread_of_blas_within_and_as_before_after() -> None:
+    with threadpool_limits(limits=2):
+        for _ in range(2):  # found anew, and remembered
+            with single_threaded_blas():
+                assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+            assert {pool["num_threads"] for pool in threadpool_info()} == {2}
 
 
 def test_tensorflow_keeps_the_first_number(request: pytest.FixtureRequest) -> None:
