@@ -103,7 +103,7 @@ def cnn_impute(
     n_top
         Input genes chosen for each target gene (5).
     learning_rate
-        Adam's learning rate (default: 3e-3 at the first step; paper: 1e-4).
+        Adam's learning rate (default: 1e-2 at the first step; paper: 1e-4).
     n_components
         Default only: most components of the low rank; fewer for fewer than ten cells each (30).
     n_folds
