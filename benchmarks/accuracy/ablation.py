@@ -23,7 +23,7 @@ from scanpy_cnnimpute import metrics
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "no network": {"n_steps": 1},
-    "150 steps": {"n_steps": 150},
+    "300 steps": {"n_steps": 300},
     "10 correlated genes": {"n_top": 10},
     "three networks averaged": {"n_members": 3},
     "at most 5 components": {"n_components": 5},
