@@ -124,13 +124,19 @@ def figure_scores(scores: pd.DataFrame, order: list[str], metrics: list[str], pa
         best = "high" if part["high_is_best"].iloc[0] else "low"
         axis.set_title(f"{experiment}: {metric} ({best} is best)", fontsize=7)
         axis.set_yticks(range(len(names)), names[::-1] if axis in axes[:, 0] else [""] * len(names), fontsize=7)
+        # A method without this score must not move the others off their names.
+        axis.set_ylim(-0.5, len(names) - 0.5)
         axis.tick_params(axis="x", labelsize=6)
         axis.grid(visible=True, axis="y", lw=0.3)
         if "none" in set(part["method"]):  # what every method has to beat
             axis.axvline(part.loc[part["method"] == "none", "value"].median(), lw=0.6, c="0.5", ls="--")
         if metric in ("mse", "lfc_mse") and part["value"].min() > 0:
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        else:
+            axis.locator_params(axis="x", nbins=5)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
