@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute.presets import PRESETS
 
 
 def functions(*modules: Any) -> list[Any]:
@@ -55,6 +57,16 @@ def test_import_installs_no_handler_and_no_backend() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout.split() == ["0", "None"]
+
+
+@pytest.mark.parametrize("documented", [scnn.pp.cnn_impute, scnn.CNNImputer], ids=lambda it: it.__name__)
+def test_documented_settings_are_those_of_the_presets(documented: Any) -> None:
+    doc = inspect.getdoc(documented) or ""
+    told = re.findall(r"^(\w+)\n {4}(Default|Paper) only: [^()]*\(([\d.]+)\)\.$", doc, flags=re.MULTILINE)
+    told += [("learning_rate", *pair) for pair in re.findall(r"\b(default|paper): (\de-\d)", doc)]
+    assert len(told) == 12  # four of the default alone, six of the paper's alone, both learning rates
+    for name, preset, value in told:
+        assert PRESETS[preset.lower()].as_dict()[name] == float(value), name
 
 
 @pytest.mark.parametrize("function", ON_ADATA, ids=lambda function: function.__qualname__)
