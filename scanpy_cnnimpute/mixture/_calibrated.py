@@ -13,7 +13,7 @@ from .._threads import single_threaded_blas
 from ._factor_kernels import allocate, held_out_gain, held_out_probability, missed_moments, shape_likelihood
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 SCALE = 1e4  # CP10k
 LARGEST_PROBABILITY = 1 - 1e-6
@@ -270,7 +270,7 @@ def fit_calibrated(
     train, test = (
         sp.csr_array((part, counts.indices, counts.indptr), shape=counts.shape) for part in (kept, data - kept)
     )
-    parts = [_factorise(train, np.random.default_rng(seed)) for seed in seeds]
+    parts = _factorise(train, [np.random.default_rng(seed) for seed in seeds])
     scores, loadings = _average(parts)
     judged = np.sort(rng.permutation(counts.shape[0])[: max(1, SHAPE_ENTRIES // max(counts.shape[1], 1))])
     split = train[judged], test[judged], scores[judged], loadings
@@ -278,7 +278,7 @@ def fit_calibrated(
     stated, present = _held_out(*split, shape)
     gain, total_gain = _gain(train, test, scores, loadings, shape, clusters[used], n_clusters)
 
-    complete = [_factorise(counts, start=part) for part in parts]
+    complete = _factorise(counts, parts)
     found, all_loadings = _average(complete)
     all_scores = np.empty((all_counts.shape[0], found.shape[1]), dtype=np.float32)
     all_scores[used] = found
@@ -342,18 +342,21 @@ def _average(parts: list[_Factors]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(scores, axis=1), np.concatenate(loadings, axis=1)
 
 
-def _factorise(counts: sp.csr_array, rng: np.random.Generator | None = None, start: _Factors | None = None) -> _Factors:
-    """Fit from a random start, or go on from another fit."""
+def _factorise(counts: sp.csr_array, starts: Sequence[np.random.Generator | _Factors]) -> list[_Factors]:
+    """Fits from random starts, or going on from other fits."""
     by_cell = sp.csr_array(counts, dtype=np.float64)
     by_gene = sp.csr_array(by_cell.T)
+    return [_factorise_from(start, by_cell, by_gene) for start in starts]
+
+
+def _factorise_from(start: np.random.Generator | _Factors, by_cell: sp.csr_array, by_gene: sp.csr_array) -> _Factors:
     n_cells, n_genes = by_cell.shape
     library_size = by_cell.sum(axis=1)
     share = by_cell.sum(axis=0) / max(library_size.sum(), 1.0)
-    if start is None:
-        rng = rng or np.random.default_rng()
+    if isinstance(start, np.random.Generator):
         # Near their prior means, far enough from them to part.
-        log_scores = np.log(rng.gamma(10.0, 0.1 / N_FACTORS, size=(n_cells, N_FACTORS)))
-        loadings = rng.gamma(10.0, 0.1, size=(n_genes, N_FACTORS))
+        log_scores = np.log(start.gamma(10.0, 0.1 / N_FACTORS, size=(n_cells, N_FACTORS)))
+        loadings = start.gamma(10.0, 0.1, size=(n_genes, N_FACTORS))
         log_loadings, prior, n_iterations, first_prior = np.log(loadings), 1.0, N_ITERATIONS, FEWEST_ITERATIONS
     else:
         log_scores, loadings, log_loadings = start.log_scores, start.loadings, start.log_loadings
