@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import DATA
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from sklearn.metrics import silhouette_score
@@ -100,6 +100,7 @@ def test_same_bits_for_any_number_of_threads(points: np.ndarray) -> None:
     seed=st.integers(0, 1000),
     distinct=st.integers(1, 30),
 )
+@example(n=30, d=2, seed=439, distinct=7)  # two densities that differ in the last bit
 def test_invariants_on_any_points(n: int, d: int, seed: int, distinct: int) -> None:
     # Few distinct points: ties, duplicates, constant coordinates.
     rng = np.random.default_rng(seed)

@@ -17,6 +17,7 @@ N_CLUSTERS = tuple(range(2, 11))
 N_BANDWIDTHS = 10
 FEWEST_CLUSTERS = 2
 FEWEST_POINTS = 3
+DENSITY_DECIMALS = 9  # that are compared; sums of up to n terms of at most 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,9 @@ def adaptive_density_peaks(
     amise = (4 / (d + 2)) ** (1 / (d + 4)) * n ** (-1 / (d + 4))
     bandwidths = np.linspace(amise / 3, amise * 3, N_BANDWIDTHS)
     density = densities(points, bandwidths)
-    order = np.argsort(-density, axis=1, kind="stable")
+    # Densities that are equal but for rounding are equal, whatever the points were scaled and shifted by.
+    compared = density.round(DENSITY_DECIMALS)
+    order = np.argsort(-compared, axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(n)[None, :], axis=1)
     separation = separations(points, ranks)
@@ -104,7 +107,7 @@ def adaptive_density_peaks(
     for b, bandwidth in enumerate(bandwidths):
         for quantile in density_quantiles:
             cut = np.quantile(density[b], quantile)
-            eligible = np.flatnonzero(density[b] >= cut)
+            eligible = np.flatnonzero(compared[b] >= cut.round(DENSITY_DECIMALS))
             ranked = eligible[np.argsort(-separation[b, eligible], kind="stable")]
             for k in n_clusters:
                 if not FEWEST_CLUSTERS <= k <= min(ranked.size, n - 1):
