@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -28,6 +29,19 @@ def single_threaded_blas() -> Iterator[None]:
     """Limit BLAS and OpenMP to one thread: both split sums by thread, and t-SNE amplifies the last bit."""
     with _libraries(len(sys.modules)).limit(limits=1):
         yield
+
+
+@contextmanager
+def single_threaded_pool() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as numba may use; BLAS and OpenMP have one in each of them."""
+    import numba
+
+    def limit() -> None:
+        # OpenMP's limit is that of the thread which sets it; BLAS gets its own back from the context around.
+        _libraries(len(sys.modules)).limit(limits=1)
+
+    with single_threaded_blas(), ThreadPoolExecutor(numba.get_num_threads(), initializer=limit) as pool:
+        yield pool
 
 
 @contextmanager

@@ -14,8 +14,10 @@ from helpers import assert_only_added, simulate
 
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute import metrics
+from scanpy_cnnimpute._threads import single_threaded_pool
 from scanpy_cnnimpute.mixture import (
     CalibratedModel,
+    _allocation,
     _calibrated,
     depth_efficiency,
     fit_calibrated,
@@ -46,16 +48,27 @@ def planted(n_cells: int = 400, n_genes: int = 250, shape: float = 3.0, seed: in
     return rng.poisson(mean * rng.gamma(shape, 1 / shape, size=mean.shape))
 
 
-def test_allocate_against_plain_python() -> None:
+@pytest.mark.parametrize("density", [0.1, 0.9])  # entry by entry, and as products
+def test_allocation_against_plain_python(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_allocation, "BLOCK_BYTES", 4 * 35 * 4)  # four cells
     rng = np.random.default_rng(0)
-    counts = sp.csr_array(rng.poisson(0.7, size=(6, 5)).astype(float))
-    own, other = rng.gamma(1, 1, size=(6, 3)), rng.gamma(1, 1, size=(5, 3))
-    out = np.empty_like(own)
-    kernels.allocate(counts.indptr, counts.indices, counts.data, own, other, out)
-    shares = own[:, None, :] * other[None]
-    shares /= shares.sum(axis=2, keepdims=True)
-    np.testing.assert_allclose(out, (counts.toarray()[:, :, None] * shares).sum(axis=1))
-    assert out.sum() == pytest.approx(counts.sum())
+    counts = sp.csr_array(rng.poisson(3.0, size=(26, 35)) * (rng.uniform(size=(26, 35)) < density))
+    scores, loadings = rng.gamma(1, 1, size=(26, 3)), rng.gamma(1, 1, size=(35, 3))
+    # Cells and genes of any size; a factor that a gene has next to nothing of, where double precision still tells.
+    scores *= np.geomspace(1e-60, 1e60, 26)[:, None]
+    loadings *= np.geomspace(1e-60, 1e60, 35)[:, None]
+    loadings[:, 1] *= 1e-50
+    loadings[3] = [0.0, 1e-80, 0.0]
+    shares = scores[:, None, :] * loadings[None]
+    shares = counts.toarray()[:, :, None] * shares / shares.sum(axis=2, keepdims=True)
+    with single_threaded_pool() as pool:
+        allocation = _allocation.Allocation(counts, pool)
+        of_cells, of_genes = allocation.of_cells(scores, loadings), allocation.of_genes(scores, loadings)
+    np.testing.assert_allclose(of_cells, shares.sum(axis=1), rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(of_genes, shares.sum(axis=0), rtol=1e-5, atol=1e-12)
+    assert of_cells.dtype == of_genes.dtype == np.float64
+    assert of_cells.sum() == pytest.approx(counts.sum())
+    assert of_genes.sum() == pytest.approx(counts.sum())
 
 
 @pytest.mark.parametrize("scale", [1, 40])  # factors multiplied, and gamma functions

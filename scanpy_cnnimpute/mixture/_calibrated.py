@@ -9,8 +9,9 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import digamma
 
-from .._threads import single_threaded_blas
-from ._factor_kernels import allocate, held_out_gain, held_out_probability, missed_moments, shape_likelihood
+from .._threads import single_threaded_blas, single_threaded_pool
+from ._allocation import Allocation
+from ._factor_kernels import held_out_gain, held_out_probability, missed_moments, shape_likelihood
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -115,8 +116,7 @@ class CalibratedModel:
         shape = self.shape.astype(np.float32)
         # One division: (r + mu / c) / (r + mu) = 1 + mu (1 / c - 1) / (r + mu)
         block = -np.expm1(-shape * np.log1p(mu * (1 / efficiency - 1) / (shape + mu)))
-        entries = counts.tocoo()
-        block[entries.coords] = 0.0
+        block *= counts.toarray() == 0
         return block
 
     def posterior_mean(
@@ -282,9 +282,10 @@ def fit_calibrated(
     found, all_loadings = _average(complete)
     all_scores = np.empty((all_counts.shape[0], found.shape[1]), dtype=np.float32)
     all_scores[used] = found
-    if others.size:
-        rest = sp.csr_array(all_counts[others])
-        all_scores[others] = _average([_describe_cells(rest, part) for part in complete])[0]
+    for start in range(0, others.size, MOST_CELLS):
+        cells = others[start : start + MOST_CELLS]
+        rest = sp.csr_array(all_counts[cells])
+        all_scores[cells] = _average(_describe_cells(rest, complete))[0]
     model = CalibratedModel(
         scores=all_scores,
         loadings=all_loadings.astype(np.float32),
@@ -344,15 +345,17 @@ def _average(parts: list[_Factors]) -> tuple[np.ndarray, np.ndarray]:
 
 def _factorise(counts: sp.csr_array, starts: Sequence[np.random.Generator | _Factors]) -> list[_Factors]:
     """Fits from random starts, or going on from other fits."""
-    by_cell = sp.csr_array(counts, dtype=np.float64)
-    by_gene = sp.csr_array(by_cell.T)
-    return [_factorise_from(start, by_cell, by_gene) for start in starts]
+    library_size = counts.sum(axis=1, dtype=np.float64)
+    share = counts.sum(axis=0, dtype=np.float64) / max(library_size.sum(), 1.0)
+    with single_threaded_pool() as pool:
+        allocation = Allocation(counts, pool)
+        return [_factorise_from(start, allocation, library_size, share) for start in starts]
 
 
-def _factorise_from(start: np.random.Generator | _Factors, by_cell: sp.csr_array, by_gene: sp.csr_array) -> _Factors:
-    n_cells, n_genes = by_cell.shape
-    library_size = by_cell.sum(axis=1)
-    share = by_cell.sum(axis=0) / max(library_size.sum(), 1.0)
+def _factorise_from(
+    start: np.random.Generator | _Factors, allocation: Allocation, library_size: np.ndarray, share: np.ndarray
+) -> _Factors:
+    n_cells, n_genes = library_size.size, share.size
     if isinstance(start, np.random.Generator):
         # Near their prior means, far enough from them to part.
         log_scores = np.log(start.gamma(10.0, 0.1 / N_FACTORS, size=(n_cells, N_FACTORS)))
@@ -361,15 +364,13 @@ def _factorise_from(start: np.random.Generator | _Factors, by_cell: sp.csr_array
     else:
         log_scores, loadings, log_loadings = start.log_scores, start.loadings, start.log_loadings
         prior, n_iterations, first_prior = start.prior, N_MORE_ITERATIONS, 0
-    allocated_cells, allocated_genes = np.empty((n_cells, N_FACTORS)), np.empty((n_genes, N_FACTORS))
     for iteration in range(n_iterations):
         step = STEP if FEWEST_ITERATIONS <= iteration < n_iterations - LAST_ITERATIONS else 1.0
         own, other = np.exp(log_scores), np.exp(log_loadings)
         exposure = library_size[:, None] * _weighted_sum(share, loadings)
-        scores, target = _cell_scores(by_cell, own, other, exposure, allocated_cells)
+        scores, target = _cell_scores(allocation, own, other, exposure)
         log_scores = log_scores + step * (target - log_scores)
-        allocate(by_gene.indptr, by_gene.indices, by_gene.data, other, np.exp(log_scores), allocated_genes)
-        alpha = prior + allocated_genes
+        alpha = prior + allocation.of_genes(np.exp(log_scores), other)
         beta = prior + share[:, None] * _weighted_sum(library_size, scores)
         loadings = alpha / beta
         log_loadings = log_loadings + step * (digamma(alpha) - np.log(beta) - log_loadings)
@@ -389,28 +390,32 @@ def _factorise_from(start: np.random.Generator | _Factors, by_cell: sp.csr_array
     )
 
 
-def _describe_cells(counts: sp.csr_array, part: _Factors) -> _Factors:
+def _describe_cells(counts: sp.csr_array, parts: list[_Factors]) -> list[_Factors]:
     """Scores of other cells, with the loadings as they are."""
     library_size = counts.sum(axis=1, dtype=np.float64)
-    by_cell, other = sp.csr_array(counts, dtype=np.float64), np.exp(part.log_loadings)
+    with single_threaded_pool() as pool:
+        allocation = Allocation(counts, pool)
+        return [_describe_cells_by(part, allocation, library_size) for part in parts]
+
+
+def _describe_cells_by(part: _Factors, allocation: Allocation, library_size: np.ndarray) -> _Factors:
+    other = np.exp(part.log_loadings)
     exposure = library_size[:, None] * _weighted_sum(part.share, part.loadings)
-    own = np.full((counts.shape[0], N_FACTORS), 1 / N_FACTORS)
-    allocated = np.empty_like(own)
+    own = np.full((library_size.size, N_FACTORS), 1 / N_FACTORS)
     log_scores = np.log(own)
     for iteration in range(N_CELL_ITERATIONS):
         step = STEP if iteration < N_CELL_ITERATIONS - LAST_ITERATIONS else 1.0
-        _, target = _cell_scores(by_cell, own, other, exposure, allocated)
+        _, target = _cell_scores(allocation, own, other, exposure)
         log_scores = log_scores + step * (target - log_scores)
         own = np.exp(log_scores)
     return replace(part, log_scores=log_scores, library_size=library_size)
 
 
 def _cell_scores(
-    by_cell: sp.csr_array, own: np.ndarray, other: np.ndarray, exposure: np.ndarray, allocated: np.ndarray
+    allocation: Allocation, own: np.ndarray, other: np.ndarray, exposure: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One update of the cells: means of their scores, and of the logarithms; `allocated` is overwritten."""
-    allocate(by_cell.indptr, by_cell.indices, by_cell.data, own, other, allocated)
-    alpha, beta = CELL_SHAPE + allocated, CELL_SHAPE * N_FACTORS + exposure
+    """One update of the cells: means of their scores, and of the logarithms."""
+    alpha, beta = CELL_SHAPE + allocation.of_cells(own, other), CELL_SHAPE * N_FACTORS + exposure
     return alpha / beta, digamma(alpha) - np.log(beta)
 
 
