@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import anndata as ad
+import numba
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,6 +40,20 @@ def test_normalisation_is_that_of_scanpy() -> None:
     np.testing.assert_array_equal(logged.toarray(), adata.X.toarray())
 
 
+@pytest.mark.parametrize("n_cells", [40, 2500])
+def test_components_are_those_of_scanpy(n_cells: int) -> None:
+    adata = simulate(n_cells, 80, activity_shape=50)
+    scnn.tl.cluster(adata)
+    logged = log_normalised(sp.csr_array(adata.X).astype(np.float64), 1e6) / np.log(2)
+    expected = sc.pp.pca(sp.csr_matrix(logged), n_comps=min(50, n_cells - 1), dtype="float64")
+    found = adata.obsm["X_cnn_pca"]
+    assert found.shape == expected.shape
+    sign = np.sign((found * expected).sum(axis=0))
+    # But for the last ones, which no structure tells apart.
+    np.testing.assert_allclose((found * sign)[:, :10], expected[:, :10], atol=2e-3 * expected.std())
+    np.testing.assert_allclose(found.var(axis=0), expected.var(axis=0), rtol=1e-4, atol=1e-4)
+
+
 def test_leiden_on_more_cells_than_scanpy_searches_exactly() -> None:
     # From 4,096 cells on scanpy would take an approximate neighbour search.
     types = np.arange(4200) % 3
@@ -47,6 +62,20 @@ def test_leiden_on_more_cells_than_scanpy_searches_exactly() -> None:
     adata = ad.AnnData(np.ones((4200, 1), np.float32), obsm={"X_p": points.astype(np.float32)})
     scnn.tl.cluster(adata, method="leiden", use_rep="X_p", resolution=0.1)
     assert scnn.metrics.adjusted_rand_index(types, adata.obs["cnn_cluster"]) > 0.99
+
+
+def test_leiden_of_equal_cells_for_any_number_of_threads() -> None:
+    points = np.random.default_rng(0).normal(size=(6000, 20)).round(1)
+    points[3000:] = points[:3000]
+    adata = ad.AnnData(np.ones((6000, 1), np.float32), obsm={"X_p": points})
+    threads, found = numba.get_num_threads(), []
+    try:
+        for n in {1, threads}:
+            numba.set_num_threads(n)
+            found.append(scnn.tl.cluster(adata, use_rep="X_p", copy=True).obs["cnn_cluster"])
+    finally:
+        numba.set_num_threads(threads)
+    assert found[0].equals(found[-1])
 
 
 def test_adp_on_the_reference_coordinates() -> None:
