@@ -117,7 +117,7 @@ class BlockNetworks(ABC):
         for cells, predicted, deviation in self.predict(counts, members):
             probability = block(cells, genes)
             missing = usable.T[codes[cells]] & (probability > self.settings.threshold)
-            missing[counts[cells].nonzero()] = False
+            missing &= counts[cells].toarray() == 0
             rows, columns = missing.nonzero()
             found = predicted[rows, columns]
             if estimate is not None:
@@ -126,10 +126,14 @@ class BlockNetworks(ABC):
                 values = np.expm1(found)
                 spread = np.zeros_like(found) if deviation is None else deviation[rows, columns]
             self.status[columns, codes[cells[rows]]] = IMPUTED
-            where = (rows, columns)
-            shape = missing.shape
-            self.deviations.append((cells, sp.csr_array((spread.astype(np.float32), where), shape=shape)))
-            yield cells, [(genes, sp.csr_array((values.astype(np.float32), where), shape=shape))]
+            # Already in the order of CSR; both arrays share the places.
+            ends = np.concatenate([[0], np.cumsum(np.count_nonzero(missing, axis=1))])
+            places = columns.astype(np.int32), ends.astype(np.int32)
+            filled, deviations = (
+                sp.csr_array((data.astype(np.float32), *places), shape=missing.shape) for data in (values, spread)
+            )
+            self.deviations.append((cells, deviations))
+            yield cells, [(genes, filled)]
 
     def _choose_genes(self, detected: np.ndarray, n_cells: int) -> None:
         """Genes that a network predicts and reads."""
