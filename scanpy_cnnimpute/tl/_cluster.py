@@ -34,9 +34,12 @@ SEARCHED_CELLS = 2_560  # whose neighbours a thread searches at a time; scikit-l
 LEARNING_RATE = 50
 # Fewer cells than this are one cluster: there is no embedding to speak of.
 FEWEST_CELLS = 10
-# Up to so many genes their covariance is quickest to find the components of.
-COVARIANCE_GENES = 4_000
+# Where a cell has more non-zeros than this times the square of the number of genes, the components are found quicker
+# in the covariance of the genes, which is held for up to so many.
+COVARIANCE_DENSITY = 1 / 25_000
+COVARIANCE_GENES = 5_000
 COVARIANCE_CELLS = 1_000  # dense at a time
+COVARIANCE_ROWS = 256  # a thread's at a time
 
 
 def cluster(
@@ -193,8 +196,9 @@ def embed(counts: sp.csr_array, *, method: Method, random_state: int) -> np.ndar
     if n_components < 1:
         return logged.toarray()
     with single_threaded_blas():
+        many = logged.nnz > COVARIANCE_DENSITY * n_cells * genes.size**2
         # t-SNE makes other clusters of rounding errors: the published ones stay.
-        if method != "adp" and genes.size <= COVARIANCE_GENES:
+        if method != "adp" and many and genes.size <= COVARIANCE_GENES:
             components = _components_of_covariance(logged, n_components, random_state)
         else:
             components = sc.pp.pca(sp.csr_matrix(logged), n_comps=n_components, random_state=random_state)
@@ -226,10 +230,18 @@ def _components_of_covariance(logged: sp.csr_array, n_components: int, random_st
     n_cells, n_genes = logged.shape
     mean = (logged.sum(axis=0, dtype=np.float64) / n_cells).astype(np.float32)
     covariance = np.zeros((n_genes, n_genes), dtype=np.float32)
-    for start in range(0, n_cells, COVARIANCE_CELLS):
-        # Centred before the product: most of it would cancel after.
-        block = logged[start : start + COVARIANCE_CELLS].toarray() - mean
-        covariance += block.T @ block
+    with single_threaded_pool() as pool:
+        for start in range(0, n_cells, COVARIANCE_CELLS):
+            # Centred before the product: most of it would cancel after.
+            block = logged[start : start + COVARIANCE_CELLS].toarray() - mean
+
+            def add(first: int, block: np.ndarray = block) -> None:
+                covariance[first : first + COVARIANCE_ROWS, first:] += (
+                    block[:, first : first + COVARIANCE_ROWS].T @ block[:, first:]
+                )
+
+            list(pool.map(add, range(0, n_genes, COVARIANCE_ROWS)))
+    covariance = np.triu(covariance) + np.triu(covariance, 1).T
     guess = np.random.default_rng(random_state).uniform(-1, 1, n_genes).astype(np.float32)
     axes = eigsh(covariance, n_components, v0=guess)[1][:, ::-1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n_components)])
