@@ -100,7 +100,7 @@ class BlockSettings(_Settings):
     n_components: int = 30
     n_folds: int = 5
     n_members: int = 1
-    n_steps: int = 150
+    n_steps: int = 300
     learning_rate: float = 1e-2
 
     def __post_init__(self) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numba
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import keras
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH = 16
 CELL_WIDTH = 8
-CHECKS = 6  # of the validation loss, besides the one before training
+CHECKS = 6  # of the validation loss, at most, besides the one before training
 LARGEST_CORRECTION = 3.0  # of a log rate
 
 
@@ -41,7 +42,7 @@ def held_out_deviance(y_true: Any, y_pred: Any) -> Any:
 def build_block_network(
     sizes: tuple[int, int, int, int], loss: Callable[[Any, Any], Any], settings: BlockSettings, seed: int
 ) -> keras.Model:
-    """The compiled network; it predicts 0 everywhere until it is trained.
+    """The network, compiled to predict and to be judged; it predicts 0 everywhere until it is trained.
 
     The genes most correlated with each target stand side by side, so that a Conv1D whose stride is its width reads
     one target's block at a time, with the same weights for all targets. What it finds meets the target's own features
@@ -58,7 +59,7 @@ def build_block_network(
     seed
         Of the initial weights.
     """
-    from keras import Model, initializers, layers, optimizers
+    from keras import Model, initializers, layers
 
     n_genes, n_channels, n_gene_features, n_cell_features = sizes
 
@@ -85,16 +86,13 @@ def build_block_network(
     outputs = layers.Dense(1, kernel_initializer="zeros", dtype="float32")(joined)
     outputs = layers.Reshape((n_genes,), dtype="float32")(outputs)
     model = Model([blocks, genes, cells], outputs)
-    rate = optimizers.schedules.CosineDecay(settings.learning_rate, settings.n_steps)
     # XLA on the CPU compiles longer than this network trains.
-    model.compile(optimizers.AdamW(rate, weight_decay=1e-3, clipnorm=1.0), loss=loss, jit_compile=False)
-    # TensorFlow traces a step that still creates variables twice, which takes longer than a hundred steps.
-    model.optimizer.build(model.trainable_variables)
+    model.compile(loss=loss, jit_compile=False)
     return model
 
 
 def train_block_network(
-    model: keras.Model, draw: Callable[[], Batch], checks: list[Batch], n_steps: int
+    model: keras.Model, draw: Callable[[], Batch], checks: list[Batch], settings: BlockSettings
 ) -> dict[str, list[float]]:
     """Train on batches that are drawn, and keep the weights of the smallest validation loss.
 
@@ -103,39 +101,62 @@ def train_block_network(
     model
         Not trained yet: predicting 0 is a candidate too.
     draw
-        Gives a batch.
+        Gives a batch; called one after the other, but with TensorFlow by threads of its own.
     checks
         Batches of the validation loss.
-    n_steps
-        Number of batches.
+    settings
+        Of the preset.
 
     Returns
     -------
     ``loss`` since the check before and ``val_loss``, at each check; the first is before any training.
     """
+    from keras import Model, callbacks, optimizers
 
-    def validate() -> float:
-        total = 0.0
+    n_threads = numba.get_num_threads()
+
+    def batches() -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+        # No more than are used: nothing is left to be drawn when the training is over.
+        for _ in range(settings.n_steps):
+            numba.set_num_threads(n_threads)
+            inputs, answer = draw()
+            yield tuple(inputs), answer
+
+    def check(loss: float) -> None:
+        nonlocal kept
+        value = 0.0
         for batch in checks:
             # Some versions of Keras average over the batches since the last reset, others reset themselves.
             model.reset_metrics()
-            total += float(model.test_on_batch(*batch))
-        return total / len(checks)
+            value += float(model.test_on_batch(*batch)) / len(checks)
+        # Not a number is no improvement.
+        if value < min(history["val_loss"], default=np.inf):
+            kept = model.get_weights()
+        history["loss"].append(loss)
+        history["val_loss"].append(value)
 
-    best, kept = validate(), model.get_weights()
-    history: dict[str, list[float]] = {"loss": [float("nan")], "val_loss": [best]}
-    every = max(n_steps // CHECKS, 1)
-    losses = []
-    for step in range(1, n_steps + 1):
-        model.reset_metrics()
-        losses.append(float(model.train_on_batch(*draw())))
-        if step % every == 0 or step == n_steps:
-            value = validate()
-            history["loss"].append(float(np.mean(losses)))
-            history["val_loss"].append(value)
-            losses = []
-            # Not a number is no improvement.
-            if value < best:
-                best, kept = value, model.get_weights()
+    history: dict[str, list[float]] = {"loss": [], "val_loss": []}
+    kept = model.get_weights()
+    check(float("nan"))
+    n_checks = max(n for n in range(1, CHECKS + 1) if settings.n_steps % n == 0)
+    # The same layers, many batches in a call: between two checks nothing returns to Python but to draw the next.
+    trainer = Model(model.inputs, model.outputs)
+    rate = optimizers.schedules.CosineDecay(settings.learning_rate, settings.n_steps)
+    trainer.compile(
+        optimizers.AdamW(rate, weight_decay=1e-3, clipnorm=1.0),
+        loss=model.loss,
+        jit_compile=False,
+        steps_per_execution=settings.n_steps // n_checks,
+    )
+    # TensorFlow traces a step that still creates variables twice, which takes longer than a hundred steps.
+    trainer.optimizer.build(trainer.trainable_variables)
+    trainer.fit(
+        batches(),
+        epochs=n_checks,
+        steps_per_epoch=settings.n_steps // n_checks,
+        callbacks=[callbacks.LambdaCallback(on_epoch_end=lambda _, logs: check(logs["loss"]))],
+        shuffle=False,
+        verbose=0,
+    )
     model.set_weights(kept)
     return history

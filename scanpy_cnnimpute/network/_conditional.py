@@ -320,7 +320,7 @@ class ConditionalNetworks(BlockNetworks):
             model,
             lambda: batch(training[rng.integers(len(training))], next(order)),
             [batch(validation, rows) for rows in self._check_rows(rng.permutation(every))],
-            self.settings.n_steps,
+            self.settings,
         )
         self._remember(member, model, history)
         return model

@@ -193,7 +193,7 @@ class RateNetworks(BlockNetworks):
             model,
             lambda: batch(next(drawn)),
             [batch(rows) for rows in self._check_rows(order[:n_validation])],
-            self.settings.n_steps,
+            self.settings,
         )
         self._remember(member, model, history)
 

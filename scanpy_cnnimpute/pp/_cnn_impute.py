@@ -111,7 +111,7 @@ def cnn_impute(
     n_members
         Default only: networks that are averaged (1).
     n_steps
-        Default only: batches that a network is trained on (150).
+        Default only: batches that a network is trained on (300).
     n_targets
         Paper only: target genes of one network (512).
     max_dropout
