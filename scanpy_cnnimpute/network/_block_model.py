@@ -92,7 +92,7 @@ def build_block_network(
 
 
 def train_block_network(
-    model: keras.Model, draw: Callable[[], Batch], checks: list[Batch], settings: BlockSettings
+    model: keras.Model, draw: Callable[[], Batch], validation: Batch, settings: BlockSettings
 ) -> dict[str, list[float]]:
     """Train on batches that are drawn, and keep the weights of the smallest validation loss.
 
@@ -102,8 +102,8 @@ def train_block_network(
         Not trained yet: predicting 0 is a candidate too.
     draw
         Gives a batch; called one after the other, but with TensorFlow by threads of its own.
-    checks
-        Batches of the validation loss.
+    validation
+        What the validation loss is of.
     settings
         Of the preset.
 
@@ -111,9 +111,10 @@ def train_block_network(
     -------
     ``loss`` since the check before and ``val_loss``, at each check; the first is before any training.
     """
-    from keras import Model, callbacks, optimizers
+    from keras import Model, backend, callbacks, optimizers
 
-    n_threads = numba.get_num_threads()
+    n_threads, kept = numba.get_num_threads(), model.get_weights()
+    history: dict[str, list[float]] = {"loss": [], "val_loss": []}
 
     def batches() -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
         # No more than are used: nothing is left to be drawn when the training is over.
@@ -124,21 +125,18 @@ def train_block_network(
 
     def check(loss: float) -> None:
         nonlocal kept
-        value = 0.0
-        for batch in checks:
-            # Some versions of Keras average over the batches since the last reset, others reset themselves.
-            model.reset_metrics()
-            value += float(model.test_on_batch(*batch)) / len(checks)
+        # Some versions of Keras average over the batches since the last reset, others reset themselves.
+        model.reset_metrics()
+        value = float(model.test_on_batch(*validation))
         # Not a number is no improvement.
         if value < min(history["val_loss"], default=np.inf):
             kept = model.get_weights()
         history["loss"].append(loss)
         history["val_loss"].append(value)
 
-    history: dict[str, list[float]] = {"loss": [], "val_loss": []}
-    kept = model.get_weights()
     check(float("nan"))
     n_checks = max(n for n in range(1, CHECKS + 1) if settings.n_steps % n == 0)
+    n_between = settings.n_steps // n_checks
     # The same layers, many batches in a call: between two checks nothing returns to Python but to draw the next.
     trainer = Model(model.inputs, model.outputs)
     rate = optimizers.schedules.CosineDecay(settings.learning_rate, settings.n_steps)
@@ -146,14 +144,14 @@ def train_block_network(
         optimizers.AdamW(rate, weight_decay=1e-3, clipnorm=1.0),
         loss=model.loss,
         jit_compile=False,
-        steps_per_execution=settings.n_steps // n_checks,
+        steps_per_execution=1 if backend.backend() == "torch" else n_between,  # torch takes no more
     )
     # TensorFlow traces a step that still creates variables twice, which takes longer than a hundred steps.
     trainer.optimizer.build(trainer.trainable_variables)
     trainer.fit(
         batches(),
         epochs=n_checks,
-        steps_per_epoch=settings.n_steps // n_checks,
+        steps_per_epoch=n_between,
         callbacks=[callbacks.LambdaCallback(on_epoch_end=lambda _, logs: check(logs["loss"]))],
         shuffle=False,
         verbose=0,

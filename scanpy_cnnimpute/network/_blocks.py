@@ -150,10 +150,8 @@ class BlockNetworks(ABC):
         return int(np.clip(PREDICTION_ENTRIES // max(self._genes.size, 1), 8, LARGEST_PREDICTION))
 
     def _check_rows(self, cells: np.ndarray) -> np.ndarray:
-        """Batches of some of these cells, ``(n_batches, batch_size)``, for the validation loss."""
-        height = self._batch_size()
-        n = int(np.clip(VALIDATION_ENTRIES // self._genes.size // height, 1, -(-cells.size // height)))
-        return np.resize(cells, (n, height))
+        """The first of these cells, for the validation loss."""
+        return cells[: max(1, VALIDATION_ENTRIES // self._genes.size)]
 
     def _run_models(self, models: list[Any], rows: np.ndarray, inputs: Callable[[np.ndarray], list[np.ndarray]]) -> Any:
         """Mean prediction of the networks for a batch of at most the size for it; 0 without networks."""

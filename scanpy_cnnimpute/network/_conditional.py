@@ -319,7 +319,7 @@ class ConditionalNetworks(BlockNetworks):
         history = train_block_network(
             model,
             lambda: batch(training[rng.integers(len(training))], next(order)),
-            [batch(validation, rows) for rows in self._check_rows(rng.permutation(every))],
+            batch(validation, self._check_rows(rng.permutation(every))),
             self.settings,
         )
         self._remember(member, model, history)

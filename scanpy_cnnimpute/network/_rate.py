@@ -192,7 +192,7 @@ class RateNetworks(BlockNetworks):
         history = train_block_network(
             model,
             lambda: batch(next(drawn)),
-            [batch(rows) for rows in self._check_rows(order[:n_validation])],
+            batch(self._check_rows(order[:n_validation])),
             self.settings,
         )
         self._remember(member, model, history)
