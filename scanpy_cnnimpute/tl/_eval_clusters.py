@@ -69,9 +69,9 @@ def eval_clusters(
 
     Notes
     -----
-    The definitions of the paper, "Cell clusters assessment"; see :mod:`scanpy_cnnimpute.metrics`. Imputed layers have less
-    noise and fall into more clusters at the same `resolution`, so that purity and ARI change by that alone: compare at
-    several, or at the same `n_clusters`.
+    The definitions of the paper, "Cell clusters assessment"; see :mod:`scanpy_cnnimpute.metrics`. Imputed layers have
+    less noise and fall into more clusters at the same `resolution`, so that purity and ARI change by that alone:
+    compare at several, or at the same `n_clusters`.
 
     Examples
     --------
