@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from ._backend import needs_compilation
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -86,8 +88,7 @@ def build_block_network(
     outputs = layers.Dense(1, kernel_initializer="zeros", dtype="float32")(joined)
     outputs = layers.Reshape((n_genes,), dtype="float32")(outputs)
     model = Model([blocks, genes, cells], outputs)
-    # XLA on the CPU compiles longer than this network trains.
-    model.compile(loss=loss, jit_compile=False)
+    model.compile(loss=loss, jit_compile=needs_compilation())
     return model
 
 
@@ -143,7 +144,7 @@ def train_block_network(
     trainer.compile(
         optimizers.AdamW(rate, weight_decay=1e-3, clipnorm=1.0),
         loss=model.loss,
-        jit_compile=False,
+        jit_compile=needs_compilation(),
         steps_per_execution=1 if backend.backend() == "torch" else n_between,  # torch takes no more
     )
     # TensorFlow traces a step that still creates variables twice, which takes longer than a hundred steps.

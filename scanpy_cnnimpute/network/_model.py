@@ -39,6 +39,7 @@ def build_network(settings: NetworkSettings) -> keras.Model:
     from keras import Model, layers
 
     from ._adam import FusedAdam
+    from ._backend import needs_compilation
 
     def block(x: Any) -> Any:
         # Zeros, since an initialiser without a seed draws one from Python's global generator.
@@ -53,8 +54,7 @@ def build_network(settings: NetworkSettings) -> keras.Model:
     # The loss in full precision, also under a policy of mixed precision.
     outputs = layers.Dense(settings.n_targets, kernel_initializer="zeros", dtype="float32")(x)
     model = Model(inputs, outputs)
-    # XLA would compile anew for every size of a cluster's last batch.
-    model.compile(FusedAdam(settings.learning_rate), loss=masked_mse, jit_compile=False)
+    model.compile(FusedAdam(settings.learning_rate), loss=masked_mse, jit_compile=needs_compilation())
     model.optimizer.build(model.trainable_variables)
     return model
 
