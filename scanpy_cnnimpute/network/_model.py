@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._backend import needs_compilation
+
 if TYPE_CHECKING:
     import keras
 
@@ -39,7 +41,6 @@ def build_network(settings: NetworkSettings) -> keras.Model:
     from keras import Model, layers
 
     from ._adam import FusedAdam
-    from ._backend import needs_compilation
 
     def block(x: Any) -> Any:
         # Zeros, since an initialiser without a seed draws one from Python's global generator.
