@@ -43,7 +43,7 @@ def test_density_peaks_and_kmeans(name: str) -> None:
     np.testing.assert_allclose(peaks.tested["bandwidth"], tested["h"], rtol=1e-12)
     assert sorted(peaks.centers) == np.flatnonzero(cells["adp_center"]).tolist()
     adata = ad.AnnData(np.ones((len(cells), 1), np.float32), obsm={"X_r": coordinates})
-    scnn.tl.cluster(adata, use_rep="X_r")
+    scnn.tl.cluster(adata, use_rep="X_r", method="adp")
     agreement = pd.crosstab(adata.obs["cnn_cluster"].to_numpy(), cells["kmeans_cluster"].to_numpy())
     assert (agreement > 0).to_numpy().sum() == len(peaks.centers)
 
