@@ -21,7 +21,6 @@ from scanpy_cnnimpute.mixture import (
     _calibrated,
     depth_efficiency,
     fit_calibrated,
-    log_moments_of_missed,
 )
 from scanpy_cnnimpute.mixture import _factor_kernels as kernels
 
@@ -136,9 +135,11 @@ def test_moments_of_missed_molecules_against_sums(mean: float, shape: float, sca
     n = np.arange(1, 50_000)
     mass = scipy.stats.nbinom.pmf(n, shape, shape / (shape + mean))
     mass /= mass.sum()
-    first, second = log_moments_of_missed(np.array([mean]), np.array([shape]), np.array([scale]))
-    assert first[0] == pytest.approx((mass * np.log1p(scale * n)).sum(), rel=2e-3)
-    assert second[0] == pytest.approx((mass * np.log1p(scale * n) ** 2).sum(), rel=4e-3)
+    logs = np.log1p(scale * np.arange(kernels.SINGLE_TERMS + 1))
+    present, first, second = kernels.log_moments(mean, shape, scale, logs)
+    assert present == pytest.approx(1 - (shape / (shape + mean)) ** shape, rel=1e-6)
+    assert first == pytest.approx((mass * np.log1p(scale * n)).sum(), rel=2e-3)
+    assert second == pytest.approx((mass * np.log1p(scale * n) ** 2).sum(), rel=4e-3)
 
 
 def test_probabilities_of_the_users_own_stay_within_the_model(adata: ad.AnnData) -> None:
@@ -160,8 +161,9 @@ def test_probability_by_hand() -> None:
     assert probability.dtype == np.float32
     # mu = 1, r = 1, c = 1/2: 1 - (2 / 3); mu = .5, c = 1/4: 1 - 1.5 / 3; mu = 3, r = 2: 1 - (5 / 14)^2.
     np.testing.assert_allclose(probability, [[1 / 3, 0, 0], [1 / 2, 1 - (5 / 14) ** 2, 0]], rtol=1e-6)
-    cells, genes = np.array([0, 1, 1]), np.array([0, 0, 1])
-    arguments = (cells, genes, probability[cells, genes], np.zeros(3), np.array([100.0, 100.0]))
+    of_entry, genes = np.array([0, 1, 1]), np.array([0, 0, 1])
+    entries = np.arange(2), np.array([0, 1, 3]), genes
+    arguments = (*entries, probability[of_entry, genes], np.zeros(3), np.array([100.0, 100.0]))
     counts_, _ = model.posterior_mean(*arguments, logarithmic=False)
     # (1 / c - 1) mu r / (r + mu) molecules, of which each counts c.
     np.testing.assert_allclose(counts_, [0.5 * 0.5, 3 * (0.5 / 1.5) * 0.25, 3 * 3 * (2 / 5) * 0.25], rtol=1e-5)

@@ -206,7 +206,8 @@ def test_a_network_that_learnt_nothing_changes_nothing(adata: ad.AnnData) -> Non
     model = load_model(adata, "dropout_prob").model
     probability = adata.layers["dropout_prob"][rows, columns]
     library_size = adata.obs["dropout_prob_library_size"].to_numpy()
-    plain, _ = model.posterior_mean(rows, columns, probability, np.zeros(rows.size), library_size, logarithmic=True)
+    entries = np.arange(adata.n_obs), np.searchsorted(rows, np.arange(adata.n_obs + 1)), columns
+    plain, _ = model.posterior_mean(*entries, probability, np.zeros(rows.size), library_size, logarithmic=True)
     np.testing.assert_allclose(adata.layers["cnn_imputed"].toarray()[rows, columns], plain, rtol=1e-4)
     assert (adata.uns["cnn_imputed"]["summary"]["n_networks"] == 1).all()
 

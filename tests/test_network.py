@@ -14,8 +14,8 @@ import pytest
 import scipy.sparse as sp
 from helpers import QUICK, dense, simulate
 
-from scanpy_cnnimpute import CNNImputer
-from scanpy_cnnimpute.network import STATUSES, _arrays, _inputs, _model, _training
+from scanpy_cnnimpute import CNNImputer, _matrix
+from scanpy_cnnimpute.network import STATUSES, _inputs, _model, _training
 from scanpy_cnnimpute.presets import PRESETS, NetworkSettings, resolve
 
 SMALL = NetworkSettings(n_targets=8, max_epochs=3)
@@ -270,15 +270,29 @@ def test_some_cells_are_left_for_training_and_validation(fraction: float) -> Non
     assert np.isfinite([history["loss"], history["val_loss"]]).all()
 
 
-def test_results_are_put_together_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_put_together_alike_dense_and_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     adata = simulate()
-    run = {"clusters": adata.obs["type"]}
-    expected = CNNImputer(**QUICK, max_dropout=1).fit_transform(adata.X, **run)
-    monkeypatch.setattr(_arrays, "BLOCK_BYTES", 4 * 50 * 7)
-    again = CNNImputer(**QUICK, max_dropout=1).fit_transform(adata.X, **run)
-    assert expected.has_canonical_format
-    for part in ("data", "indices", "indptr"):
-        np.testing.assert_array_equal(getattr(again, part), getattr(expected, part))
+    run = {"clusters": adata.obs["type"].where(np.arange(adata.n_obs) % 7 > 0)}  # some cells have none
+    sparse = CNNImputer(**QUICK, max_dropout=1).fit_transform(adata.X, **run)
+    assert sparse.has_canonical_format
+    assert (sparse.data > 0).all()
+    monkeypatch.setattr(_matrix, "BLOCK_BYTES", 4 * 50 * 7)
+    dense = CNNImputer(**QUICK, max_dropout=1).fit_transform(adata.X.toarray(), **run)
+    np.testing.assert_array_equal(dense, sparse.toarray())
+    assert (dense > 0).sum() > adata.X.nnz
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int16])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_dense_counts_as_scipy_reads_them(monkeypatch: pytest.MonkeyPatch, dtype: Any, order: Any) -> None:
+    monkeypatch.setattr(_matrix, "BLOCK_BYTES", 200)
+    counts = np.random.default_rng(0).poisson(0.3, size=(23, 7)).astype(dtype, order=order)
+    for matrix in (counts, counts[:, ::2], counts[:0], counts[:, :0], np.zeros_like(counts)):
+        found, expected = _matrix.to_csr(matrix), sp.csr_array(matrix)
+        assert found.has_canonical_format
+        for part in ("data", "indices", "indptr"):
+            np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
+            assert getattr(found, part).dtype == getattr(expected, part).dtype
 
 
 def test_save_and_load(fitted: CNNImputer, tmp_path: Any) -> None:

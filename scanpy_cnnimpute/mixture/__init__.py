@@ -7,7 +7,6 @@ from ._calibrated import (
     CalibratedModel,
     depth_efficiency,
     fit_calibrated,
-    log_moments_of_missed,
 )
 from ._gamma_normal import (
     PARAMETERS,
@@ -31,5 +30,4 @@ __all__ = [
     "fit_mixture",
     "gamma_normal_posterior",
     "log10_cpm",
-    "log_moments_of_missed",
 ]

@@ -11,13 +11,18 @@ from scipy.special import digamma
 
 from .._threads import single_threaded_blas, single_threaded_pool
 from ._allocation import Allocation
-from ._factor_kernels import held_out_gain, held_out_probability, missed_moments, shape_likelihood
+from ._factor_kernels import (
+    held_out_gain,
+    held_out_probability,
+    missed_probability,
+    shape_likelihood,
+    worth_of_zeros,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 SCALE = 1e4  # CP10k
-LARGEST_PROBABILITY = 1 - 1e-6
 MORE_MOLECULES = 4000.0
 MOST_TIMES = 1.65
 
@@ -111,17 +116,14 @@ class CalibratedModel:
         counted, mu on average. After a count of zero the missed molecules are negative binomial, and
         ``P = 1 - ((r + mu) / (r + mu / c)) ** r``.
         """
-        mu = self.expected()
-        efficiency = self.capture_efficiency[:, None].astype(np.float32)
-        shape = self.shape.astype(np.float32)
-        # One division: (r + mu / c) / (r + mu) = 1 + mu (1 / c - 1) / (r + mu)
-        block = -np.expm1(-shape * np.log1p(mu * (1 / efficiency - 1) / (shape + mu)))
-        block *= counts.toarray() == 0
+        block = self.expected()
+        missed_probability(counts.indptr, counts.indices, self.shape, self.capture_efficiency, block)
         return block
 
     def posterior_mean(
         self,
         cells: np.ndarray,
+        indptr: np.ndarray,
         genes: np.ndarray,
         probability: np.ndarray,
         correction: np.ndarray,
@@ -133,8 +135,8 @@ class CalibratedModel:
 
         Parameters
         ----------
-        cells, genes
-            Entries whose count is zero, as vectors of indices.
+        cells, indptr, genes
+            Entries whose count is zero: those of ``cells[i]`` are in the genes ``genes[indptr[i]:indptr[i + 1]]``.
         probability
             Their dropout probabilities: the model's, or others.
         correction
@@ -146,7 +148,7 @@ class CalibratedModel:
 
         Returns
         -------
-        Two float64 vectors: counts at the library size of the cell, and the standard deviation of log1p(CP10k).
+        Two float32 vectors: counts at the library size of the cell, and the standard deviation of log1p(CP10k).
 
         Notes
         -----
@@ -154,35 +156,11 @@ class CalibratedModel:
         probability that there are any times the mean given that there are. The mean of the logarithms minimises the
         squared error of log-normalised data, the mean of the counts the deviance of counts.
         """
-        shape, efficiency = self.shape[genes], self.capture_efficiency[cells]
-        missed = shape * np.expm1(-np.log1p(-np.minimum(probability, LARGEST_PROBABILITY)) / shape)
-        # What the model says of a gene of any expression; probabilities from elsewhere may imply any number.
-        missed = np.minimum(missed, shape * (1 / efficiency - 1)) * np.exp(correction)
-        present = -np.expm1(-shape * np.log1p(missed / shape))
-        unit = SCALE / np.maximum(library_size[cells], 1.0)
-        first, second = log_moments_of_missed(missed, shape, unit * efficiency)
-        mean = present * first
-        spread = np.sqrt(np.maximum(present * second - mean**2, 0.0))
-        return np.expm1(mean) / unit if logarithmic else missed * efficiency, spread
-
-
-def log_moments_of_missed(missed: np.ndarray, shape: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and mean square of log1p(scale N) given that N, the number of missed molecules, is not zero.
-
-    Parameters
-    ----------
-    missed, shape
-        Mean and shape of the negative binomial distribution of N; vectors.
-    scale
-        What one molecule is worth.
-
-    Returns
-    -------
-    Two vectors, float64.
-    """
-    first, second = np.empty(missed.size), np.empty(missed.size)
-    missed_moments(missed.astype(np.float64), shape.astype(np.float64), scale.astype(np.float64), first, second)
-    return first, second
+        worth, spread = np.empty((2, genes.size), dtype=np.float32)
+        of_cells = self.capture_efficiency[cells], library_size[cells]
+        outputs = worth, spread
+        worth_of_zeros(indptr, genes, probability, correction, self.shape, *of_cells, SCALE, logarithmic, *outputs)
+        return worth, spread
 
 
 @dataclass(frozen=True, kw_only=True)

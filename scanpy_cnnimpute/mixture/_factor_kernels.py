@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from numba import njit, prange
 
+LARGEST_PROBABILITY = 1 - 1e-6
+EXACT_ENOUGH = 0.9  # a probability that leaves ten digits or more of what it lacks to 1
 TAIL = 1e-5  # share of the probability that sums over the number of missed molecules may leave out
 SINGLE_TERMS = 64
 GROWTH = 0.04  # of a step, relative to where it is
@@ -110,44 +113,85 @@ def held_out_probability(train, expected, ratio, shape, out):  # type: ignore[no
 
 
 @njit(parallel=True, cache=True)
-def missed_moments(missed, shape, scale, first, second):  # type: ignore[no-untyped-def]
-    """Mean and mean square of log1p(scale N) given N >= 1, N negative binomial; vectors.
+def missed_probability(indptr, indices, shape, efficiency, block):  # type: ignore[no-untyped-def]
+    """Turn expected counts, dense ``(n_cells, n_genes)``, into probabilities that zeros hide something, in place.
 
-    Term by term at first; where the mean is large, in steps that grow with N, each standing for those that it passes.
+    The CSR pattern says where something was counted, and nothing is hidden.
     """
-    for e in prange(missed.size):
-        mean, r = missed[e], shape[e]
-        step = mean / (r + mean)
-        mass = math.exp(-r * math.log1p(mean / r))
-        present = -math.expm1(-r * math.log1p(mean / r))
-        seen, total, squares, n = 0.0, 0.0, 0.0, 0
-        while n < SINGLE_TERMS and seen < (1.0 - TAIL) * present:
-            n += 1
-            mass *= (r + n - 1) / n * step
-            value = math.log1p(scale[e] * n)
+    for i in prange(block.shape[0]):
+        for entry in range(indptr[i], indptr[i + 1]):
+            block[i, indices[entry]] = 0.0
+        times = 1.0 / efficiency[i] - 1.0
+        for g in range(block.shape[1]):
+            mu = block[i, g]
+            if mu > 0.0:
+                # One division: (r + mu / c) / (r + mu) = 1 + mu (1 / c - 1) / (r + mu)
+                r = shape[g]
+                block[i, g] = -math.expm1(-r * math.log1p(mu * times / (r + mu)))
+
+
+@njit(cache=True)
+def log_moments(mean, r, scale, logs):  # type: ignore[no-untyped-def]
+    """Probability that N > 0, and mean and mean square of log1p(scale N) given that; N negative binomial of shape r.
+
+    `logs` holds log1p(scale n) up to `SINGLE_TERMS`. Term by term at first; where the mean is large, in steps that grow
+    with N, each standing for those that it passes.
+    """
+    step = mean / (r + mean)
+    log_nothing = -r * math.log1p(mean / r)
+    present = -math.expm1(log_nothing)
+    mass = 1.0 - present if present < EXACT_ENOUGH else math.exp(log_nothing)
+    seen, total, squares, n = 0.0, 0.0, 0.0, 0
+    while n < SINGLE_TERMS and seen < (1.0 - TAIL) * present:
+        n += 1
+        mass *= (r + n - 1) / n * step
+        value = logs[n]
+        seen += mass
+        total += mass * value
+        squares += mass * value * value
+    if seen < (1.0 - TAIL) * present:
+        constant = log_nothing - math.lgamma(r)
+        log_step = -math.log1p(r / mean)
+        start = n + 0.5
+        for _ in range(MOST_STEPS):
+            width = max(1.0, math.floor(start * GROWTH))
+            middle = start + 0.5 * width
+            log_mass = math.lgamma(middle + r) - math.lgamma(middle + 1.0) + constant + middle * log_step
+            mass = width * math.exp(log_mass)
+            value = math.log1p(scale * middle)
             seen += mass
             total += mass * value
             squares += mass * value * value
-        if seen < (1.0 - TAIL) * present:
-            constant = -math.lgamma(r) - r * math.log1p(mean / r)
-            log_step = -math.log1p(r / mean)
-            start = n + 0.5
-            for _ in range(MOST_STEPS):
-                width = max(1.0, math.floor(start * GROWTH))
-                middle = start + 0.5 * width
-                log_mass = math.lgamma(middle + r) - math.lgamma(middle + 1.0) + constant + middle * log_step
-                mass = width * math.exp(log_mass)
-                value = math.log1p(scale[e] * middle)
-                seen += mass
-                total += mass * value
-                squares += mass * value * value
-                start += width
-                if start > mean and mass < TAIL * seen:
-                    break
-        # Too rare for a term to be left: one molecule.
-        one = math.log1p(scale[e])
-        first[e] = total / seen if seen > 0.0 else one
-        second[e] = squares / seen if seen > 0.0 else one * one
+            start += width
+            if start > mean and mass < TAIL * seen:
+                break
+    # Too rare for a term to be left: one molecule.
+    if seen <= 0.0:
+        return present, logs[1], logs[1] * logs[1]
+    return present, total / seen, squares / seen
+
+
+@njit(parallel=True, cache=True)
+def worth_of_zeros(  # type: ignore[no-untyped-def]
+    indptr, genes, probability, correction, shape, efficiency, library_size, target_sum, logarithmic, worth, spread
+):
+    """What zeros are expected to be worth, and the standard deviation of log1p of that per `target_sum`.
+
+    Entries in CSR order: those of cell i are ``indptr[i]:indptr[i + 1]``; `shape` is that of each gene, `efficiency`
+    and `library_size` of each cell. See :meth:`CalibratedModel.posterior_mean`.
+    """
+    for i in prange(indptr.size - 1):
+        c, unit = efficiency[i], target_sum / max(library_size[i], 1.0)
+        logs = np.log1p(unit * c * np.arange(SINGLE_TERMS + 1))
+        for entry in range(indptr[i], indptr[i + 1]):
+            r = shape[genes[entry]]
+            missed = r * math.expm1(-math.log1p(-min(probability[entry], LARGEST_PROBABILITY)) / r)
+            # What the model says of a gene of any expression; probabilities from elsewhere may imply any number.
+            missed = min(missed, r * (1.0 / c - 1.0)) * math.exp(correction[entry])
+            present, first, second = log_moments(missed, r, unit * c, logs)
+            mean = present * first
+            worth[entry] = math.expm1(mean) / unit if logarithmic else missed * c
+            spread[entry] = math.sqrt(max(present * second - mean * mean, 0.0))
 
 
 @njit(parallel=True, cache=True)

@@ -12,13 +12,11 @@ from .._labels import distinct_names
 from .._matrix import check_probabilities, log_normalised, to_csr, values_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ._inputs import DropoutBlock
 
     Predicted = tuple[np.ndarray, sp.csr_array]
-
-BLOCK_BYTES = 2**26
 
 
 def checked_counts(X: Any) -> sp.csr_array:
@@ -137,43 +135,38 @@ def assemble(X: Any, counts: sp.csr_array, clusters: Iterable[tuple[np.ndarray, 
 
     `clusters` gives the cells of each cluster and, for each of its networks, the target genes and a CSR array of
     predictions (cells of the cluster x targets). Cells of no cluster stay as they are. The memory is that of the
-    predictions and of the result, and one bounded dense block.
+    result, and in CSR as much again.
     """
     dtype = np.result_type(X.dtype, np.float32)
-    parts = list(clusters)
     if isinstance(X, np.ndarray):
         dense = X.astype(dtype, order="C")
-        for rows, block in _filled_blocks(counts, parts, dtype):
-            dense[rows] = block
+        for cells, predictions in clusters:
+            for genes, values in predictions:
+                dense[np.repeat(cells, np.diff(values.indptr)), genes[values.indices]] = values.data
         return dense
-    sizes = np.diff(counts.indptr).astype(np.int64)
-    for cells, predictions in parts:
-        sizes[cells] += sum(np.diff(values.indptr) for _, values in predictions)
+    parts = [(cells, _filled(counts[cells].astype(dtype), predictions)) for cells, predictions in clusters]
+    rest = np.setdiff1d(np.arange(counts.shape[0]), np.concatenate([[], *(cells for cells, _ in parts)]))
+    parts.append((rest, counts[rest].astype(dtype)))
+    sizes = np.zeros(counts.shape[0], dtype=np.int64)
+    for cells, part in parts:
+        sizes[cells] = np.diff(part.indptr)
     indptr = np.concatenate([[0], np.cumsum(sizes)])
     width = np.int32 if indptr[-1] <= np.iinfo(np.int32).max else np.int64
     indices, data = np.empty(indptr[-1], dtype=width), np.empty(indptr[-1], dtype=dtype)
-    rest = np.setdiff1d(np.arange(counts.shape[0]), np.concatenate([[], *(cells for cells, _ in parts)]))
-    for rows, block in _filled_blocks(counts, [*parts, (rest, [])], dtype):
-        for row, values in zip(rows, block, strict=True):
-            columns = np.flatnonzero(values)
-            indices[indptr[row] : indptr[row + 1]] = columns
-            data[indptr[row] : indptr[row + 1]] = values[columns]
+    for cells, part in parts:
+        places = np.repeat(indptr[cells] - part.indptr[:-1], sizes[cells]) + np.arange(part.nnz)
+        indices[places], data[places] = part.indices, part.data
     kind = sp.csr_matrix if isinstance(X, sp.spmatrix) else sp.csr_array
     return kind((data, indices, indptr.astype(width)), shape=counts.shape)
 
 
-def _filled_blocks(
-    counts: sp.csr_array, parts: list[tuple[np.ndarray, list[Predicted]]], dtype: np.dtype
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Dense blocks of completed cells, of at most `BLOCK_BYTES` or one cell."""
-    height = max(1, BLOCK_BYTES // (dtype.itemsize * max(counts.shape[1], 1)))
-    for cells, predictions in parts:
-        for start in range(0, cells.size, height):
-            rows = cells[start : start + height]
-            block = counts[rows].astype(dtype).toarray()
-            for genes, values in predictions:
-                block[:, genes] += values[start : start + height].toarray()
-            yield rows, block
+def _filled(counts: sp.csr_array, predictions: list[Predicted]) -> sp.csr_array:
+    """Counts of some cells with predictions at zeros."""
+    for genes, values in predictions:
+        everywhere = sp.csr_array((values.data, genes[values.indices], values.indptr), shape=counts.shape)
+        everywhere.sort_indices()  # the genes may stand in another order
+        counts = counts + everywhere
+    return counts
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

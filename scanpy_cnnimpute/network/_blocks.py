@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from .._logging import logger
 from .._threads import single_threaded_blas
-from ._kernels import join_features, lay_blocks
+from ._kernels import join_features, lay_blocks, mark_missing, take_missing
 from ._tasks import FEWEST_CELLS, IMPUTED, NO_GAIN, NOT_MODELLED, NOTHING_MISSING, TOO_FEW_CELLS
 
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from ._arrays import Predicted
     from ._inputs import DropoutBlock
 
-    Estimate = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-    """Takes cells, genes, predictions and dropout probabilities, vectors; gives counts and standard deviations."""
+    Estimate = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    """Takes cells and, in the order of CSR, their `indptr`, genes, predictions and dropout probabilities; gives counts
+    and standard deviations."""
 
 ALL = "all"
 """What stands for all clusters in the history of a network."""
@@ -88,6 +89,7 @@ class BlockNetworks(ABC):
         *,
         closed: list[np.ndarray],
         estimate: Estimate | None = None,
+        return_std: bool = False,
         verbose: bool = False,
     ) -> Iterator[tuple[np.ndarray, list[Predicted]]]:
         """Train on all cells that have a cluster; yields cells and what is predicted for them."""
@@ -104,36 +106,45 @@ class BlockNetworks(ABC):
         # The products of a batch are small, and threads that wait for the next take Keras' time.
         with bar, single_threaded_blas():
             self._fit(counts, cells, bar)
-        yield from self.fill(counts, codes, block, estimate)
+        yield from self.fill(counts, codes, block, estimate, return_std=return_std)
 
     def fill(
-        self, counts: sp.csr_array, codes: np.ndarray, block: DropoutBlock, estimate: Estimate | None = None
+        self,
+        counts: sp.csr_array,
+        codes: np.ndarray,
+        block: DropoutBlock,
+        estimate: Estimate | None = None,
+        *,
+        return_std: bool = False,
     ) -> Iterator[tuple[np.ndarray, list[Predicted]]]:
-        """Predict the missing entries of cells that have a cluster; yields blocks of cells."""
-        usable = ~np.isin(self.status, (NOT_MODELLED, NO_GAIN, TOO_FEW_CELLS))
+        """Predict the missing entries of cells that have a cluster; yields blocks of cells.
+
+        With `return_std`, `deviations` then holds the standard deviations of the same entries.
+        """
+        usable = ~np.asarray(np.isin(self.status.T, (NOT_MODELLED, NO_GAIN, TOO_FEW_CELLS)))
         genes = np.arange(counts.shape[1])
-        members = np.flatnonzero((codes >= 0) & np.asarray(usable.any(axis=0))[codes])
+        members = np.flatnonzero((codes >= 0) & usable.any(axis=1)[codes])
         self.deviations = []
         for cells, predicted, deviation in self.predict(counts, members):
             probability = block(cells, genes)
-            missing = usable.T[codes[cells]] & (probability > self.settings.threshold)
-            missing &= counts[cells].toarray() == 0
-            rows, columns = missing.nonzero()
-            found = predicted[rows, columns]
+            own, clusters = counts[cells], codes[cells]
+            missing, sizes = np.empty(probability.shape, dtype=bool), np.empty(cells.size, dtype=np.int32)
+            threshold = probability.dtype.type(self.settings.threshold)  # what equals it is not above it
+            mark_missing(own.indptr, own.indices, probability, usable, clusters, threshold, missing, sizes)
+            for cluster in np.unique(clusters):
+                self.status[missing[clusters == cluster].any(axis=0), cluster] = IMPUTED
+            ends = np.concatenate([[0], np.cumsum(sizes)], dtype=np.int32)
+            columns = np.empty(ends[-1], dtype=np.int32)
+            found, probable = np.empty((2, ends[-1]), dtype=np.float32)
+            take_missing(missing, ends, predicted, probability, columns, found, probable)
             if estimate is not None:
-                values, spread = estimate(cells[rows], columns, found, probability[rows, columns])
+                values, spread = estimate(cells, ends, columns, found, probable)
             else:
                 values = np.expm1(found)
-                spread = np.zeros_like(found) if deviation is None else deviation[rows, columns]
-            self.status[columns, codes[cells[rows]]] = IMPUTED
-            # Already in the order of CSR; both arrays share the places.
-            ends = np.concatenate([[0], np.cumsum(np.count_nonzero(missing, axis=1))])
-            places = columns.astype(np.int32), ends.astype(np.int32)
-            filled, deviations = (
-                sp.csr_array((data.astype(np.float32), *places), shape=missing.shape) for data in (values, spread)
-            )
-            self.deviations.append((cells, deviations))
-            yield cells, [(genes, filled)]
+                spread = np.zeros_like(found) if deviation is None else deviation[missing]
+            if return_std:
+                self.deviations.append((cells, sp.csr_array((spread, columns, ends), shape=missing.shape)))
+            yield cells, [(genes, sp.csr_array((values, columns, ends), shape=missing.shape))]
 
     def _choose_genes(self, detected: np.ndarray, n_cells: int) -> None:
         """Genes that a network predicts and reads."""

@@ -207,8 +207,9 @@ class CNNImputer:
             Default preset: train :class:`~scanpy_cnnimpute.network.RateNetworks` with these instead of
             :class:`~scanpy_cnnimpute.network.ConditionalNetworks`; needs `estimate`.
         estimate
-            Default preset: what to make of the predictions; takes the vectors cells, genes, predictions and dropout
-            probabilities, returns counts and standard deviations. Default: the predictions.
+            Default preset: what to make of the predictions; takes cells and, in the order of CSR, their `indptr`,
+            genes, predictions and dropout probabilities, returns counts and standard deviations. Default: the
+            predictions.
         return_std
             Default preset: also return the standard deviations.
 
@@ -227,6 +228,7 @@ class CNNImputer:
             no_gain=no_gain,
             expected=expected,
             estimate=estimate,
+            return_std=return_std,
         )
         imputed = _arrays.assemble(X, counts, run)
         return (imputed, self._std(X, counts.shape, np.arange(counts.shape[1]))) if return_std else imputed
@@ -292,7 +294,8 @@ class CNNImputer:
             codes = np.where(seen, _arrays.nearest_profile(aligned, self._profiles), -1)
         else:
             codes, _ = _arrays.cluster_codes(clusters, counts.shape[0], self.clusters_)
-        parts = self._networks.fill(aligned, codes, block)
+        options: dict[str, Any] = {"return_std": True} if return_std else {}
+        parts = self._networks.fill(aligned, codes, block, **options)
         imputed = _arrays.assemble(
             X, counts, ((cells, [(order[targets], values) for targets, values in found]) for cells, found in parts)
         )
@@ -389,6 +392,7 @@ class CNNImputer:
         no_gain: Any = None,
         expected: ExpectedCounts | None = None,
         estimate: Estimate | None = None,
+        return_std: bool = False,
     ) -> Iterator[tuple[np.ndarray, list[Predicted]]]:
         """Train all networks; yields cells and what the networks predict for them."""
         n_cells, n_genes = counts.shape
@@ -406,7 +410,15 @@ class CNNImputer:
         networks = self._new_networks(expected)
         if isinstance(networks, BlockNetworks):
             yield from networks.fit_fill(
-                counts, codes, names, trusted, block, closed=closed, estimate=estimate, verbose=self.verbose
+                counts,
+                codes,
+                names,
+                trusted,
+                block,
+                closed=closed,
+                estimate=estimate,
+                return_std=return_std,
+                verbose=self.verbose,
             )
         else:
             yield from networks.fit_fill(counts, codes, names, trusted, block, verbose=self.verbose)
@@ -418,7 +430,5 @@ class CNNImputer:
         assert isinstance(self._networks, BlockNetworks)  # noqa: S101 - checked when it was asked for
         parts = [(cells, [(order, values)]) for cells, values in self._networks.deviations]
         nothing = sp.csr_array(shape, dtype=np.float32)
-        kind = np.empty(shape, dtype=np.float32) if isinstance(X, np.ndarray) else X[:0].astype(np.float32)
-        if isinstance(X, np.ndarray):
-            kind[:] = 0
+        kind = np.zeros(shape, dtype=np.float32) if isinstance(X, np.ndarray) else X[:0].astype(np.float32)
         return _arrays.assemble(kind, nothing, parts)

@@ -1,4 +1,4 @@
-"""Compiled loops of the low-rank model of the non-zeros, and of what the networks read."""
+"""Compiled loops of the low-rank model of the non-zeros, of what the networks read, and of where they fill."""
 
 from __future__ import annotations
 
@@ -51,3 +51,35 @@ def join_features(own, shared, scores, loadings, out):  # type: ignore[no-untype
                 out[i, g, n_own + c] = shared[g, c]
             for c in range(k):
                 out[i, g, n_own + n_shared + c] = scores[i, c] * loadings[g, c]
+
+
+@njit(parallel=True, cache=True)
+def mark_missing(indptr, indices, probability, usable, clusters, threshold, missing, sizes):  # type: ignore[no-untyped-def]
+    """Where to fill, dense ``(n_rows, n_genes)``, and how often in each row.
+
+    Where the CSR pattern has no entry, the probability is above the threshold, and the gene is `usable`,
+    ``(n_clusters, n_genes)``, in the row's cluster.
+    """
+    for i in prange(missing.shape[0]):
+        c = clusters[i]
+        for g in range(missing.shape[1]):
+            missing[i, g] = usable[c, g] and probability[i, g] > threshold
+        for entry in range(indptr[i], indptr[i + 1]):
+            missing[i, indices[entry]] = False
+        n = 0
+        for g in range(missing.shape[1]):
+            n += missing[i, g]
+        sizes[i] = n
+
+
+@njit(parallel=True, cache=True)
+def take_missing(missing, indptr, predicted, probability, genes, predictions, probabilities):  # type: ignore[no-untyped-def]
+    """Genes, predictions and probabilities where something is missing, row by row; CSR with this `indptr`."""
+    for i in prange(missing.shape[0]):
+        entry = indptr[i]
+        for g in range(missing.shape[1]):
+            if missing[i, g]:
+                genes[entry] = g
+                predictions[entry] = predicted[i, g]
+                probabilities[entry] = probability[i, g]
+                entry += 1

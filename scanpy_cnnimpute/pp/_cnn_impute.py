@@ -368,9 +368,11 @@ def _posterior(
     )
 
     def estimate(
-        cells: np.ndarray, genes: np.ndarray, correction: np.ndarray, probability: np.ndarray
+        cells: np.ndarray, indptr: np.ndarray, genes: np.ndarray, correction: np.ndarray, probability: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        return model.posterior_mean(cells, genes, probability, correction, stored.library_size, logarithmic=logarithmic)
+        return model.posterior_mean(
+            cells, indptr, genes, probability, correction, stored.library_size, logarithmic=logarithmic
+        )
 
     expected = ExpectedCounts(
         cells=fit.cells,

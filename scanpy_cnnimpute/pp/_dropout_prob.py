@@ -23,7 +23,7 @@ from .._results import Results, check_keys, cluster_codes
 from .._threads import limited_threads
 from ..mixture import depth_efficiency, fit_calibrated, fit_mixture
 from ..presets import check_number
-from ..tl._cluster import cluster
+from ..tl._cluster import cluster_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -193,7 +193,7 @@ def fit_dropout_prob(
         raise ValueError(msg)
     efficiency = _efficiency(adata, model, capture_efficiency, library_size)
     if cluster_key == DEFAULT_CLUSTER_KEY and cluster_key not in adata.obs:
-        cluster(adata, layer=layer, method=CLUSTERED_BY[model], key_added=cluster_key)
+        cluster_cells(adata, counts, method=CLUSTERED_BY[model], layer=layer, key_added=cluster_key)
     clusters, names = cluster_codes(adata, cluster_key, caller="pp.dropout_prob")
     # A cell without counts has no library to scale to, and tells nothing about any gene.
     clusters = np.where(library_size > 0, clusters, -1)

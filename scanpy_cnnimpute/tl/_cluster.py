@@ -116,23 +116,46 @@ def cluster(
     check_method(method, n_clusters=n_clusters, resolution=resolution, random_state=random_state)
     check_keys(key_added=key_added)
     adata = adata.copy() if copy else adata
+    cluster_cells(
+        adata,
+        get_counts(adata, layer, caller="tl.cluster") if use_rep is None else use_rep,
+        method=method,
+        layer=layer,
+        n_clusters=n_clusters,
+        resolution=resolution,
+        random_state=random_state,
+        key_added=key_added,
+    )
+    return adata if copy else None
+
+
+def cluster_cells(
+    adata: AnnData,
+    source: sp.csr_array | str,
+    *,
+    method: Method,
+    layer: str | None,
+    n_clusters: int | None = None,
+    resolution: float = 1.0,
+    random_state: int = 1,
+    key_added: str,
+) -> None:
+    """Cluster by the counts, which are those in `layer`, or by the coordinates of that name, and write."""
     stem = key_added.removesuffix("_cluster")
     obsm_key = f"X_{stem}_{'tsne' if method == 'adp' else 'pca'}"
-    keys = [("obs", key_added)] + ([("obsm", obsm_key)] if use_rep is None else [])
+    keys = [("obs", key_added)] + ([("obsm", obsm_key)] if not isinstance(source, str) else [])
     results = Results(adata, function="tl.cluster", key=key_added, keys=keys)
-
-    if use_rep is None:
-        counts = get_counts(adata, layer, caller="tl.cluster")
-        used = np.asarray(counts.sum(axis=1)).ravel() > 0
+    if not isinstance(source, str):
+        used = np.asarray(source.sum(axis=1)).ravel() > 0
         if not used.any():
             msg = "No cell has any counts: there is nothing to cluster."
             raise ValueError(msg)
-        coordinates = embed(counts[used], method=method, random_state=random_state)
+        coordinates = embed(source if used.all() else source[used], method=method, random_state=random_state)
         embedding = np.full((adata.n_obs, coordinates.shape[1]), np.nan, dtype=np.float32)
         embedding[used] = coordinates
         results.add("obsm", obsm_key, embedding)
     else:
-        coordinates = _representation(adata, use_rep)
+        coordinates = _representation(adata, source)
         used = np.ones(adata.n_obs, dtype=bool)
 
     clustering = cluster_coordinates(
@@ -148,14 +171,13 @@ def cluster(
         {
             "method": method,
             "layer": layer,
-            "use_rep": use_rep,
+            "use_rep": source if isinstance(source, str) else None,
             "n_clusters": n_clusters,
             "resolution": resolution if method == "leiden" else None,
             "random_state": random_state,
         },
     )
     logger.info("tl.cluster: %d clusters of %s cells", len(names), np.bincount(clustering.labels).tolist())
-    return adata if copy else None
 
 
 @dataclass(frozen=True)
@@ -189,8 +211,9 @@ def embed(counts: sp.csr_array, *, method: Method, random_state: int) -> np.ndar
 
     n_cells = counts.shape[0]
     genes = np.flatnonzero(counts.sum(axis=0))
+    counts = counts if genes.size == counts.shape[1] else counts[:, genes]
     # Scanpy's normalisation compiles first.
-    logged = log_normalised(counts[:, genes].astype(np.float32), 1e6)
+    logged = log_normalised(counts.astype(np.float32, copy=False), 1e6)
     logged.data /= np.log(2)
     n_components = min(N_COMPONENTS, n_cells - 1, genes.size - 1)
     if n_components < 1:
