@@ -124,11 +124,11 @@ def run_ours(counts: np.ndarray, seed: int, **settings: object) -> np.ndarray:
 
     import scanpy_cnnimpute as scnn
 
-    adata = anndata.AnnData(sp.csr_matrix(counts.astype(np.float32)))
+    adata = anndata.AnnData(counts.astype(np.float32))
     if settings.get("estimate") == "conditional":  # everywhere: no probabilities, and so no clusters, are needed
         adata.layers["dropout_prob"] = np.ones(counts.shape, dtype=np.float32)
     scnn.pp.cnn_impute(adata, random_state=seed, verbose=False, **settings)
-    return adata.layers["cnn_imputed"].toarray()
+    return adata.layers["cnn_imputed"]
 
 
 def run_default(counts: np.ndarray, seed: int, threads: int) -> np.ndarray:

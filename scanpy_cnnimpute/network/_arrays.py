@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,21 +140,23 @@ def assemble(X: Any, counts: sp.csr_array, clusters: Iterable[tuple[np.ndarray, 
     """
     dtype = np.result_type(X.dtype, np.float32)
     if isinstance(X, np.ndarray):
+        parts = iter(clusters)
+        first = next(parts, None)  # trains: the copy is not held meanwhile
         dense = X.astype(dtype, order="C")
-        for cells, predictions in clusters:
+        for cells, predictions in chain([] if first is None else [first], parts):
             for genes, values in predictions:
                 dense[np.repeat(cells, np.diff(values.indptr)), genes[values.indices]] = values.data
         return dense
-    parts = [(cells, _filled(counts[cells].astype(dtype), predictions)) for cells, predictions in clusters]
-    rest = np.setdiff1d(np.arange(counts.shape[0]), np.concatenate([[], *(cells for cells, _ in parts)]))
-    parts.append((rest, counts[rest].astype(dtype)))
+    filled = [(cells, _filled(counts[cells].astype(dtype), predictions)) for cells, predictions in clusters]
+    rest = np.setdiff1d(np.arange(counts.shape[0]), np.concatenate([[], *(cells for cells, _ in filled)]))
+    filled.append((rest, counts[rest].astype(dtype)))
     sizes = np.zeros(counts.shape[0], dtype=np.int64)
-    for cells, part in parts:
+    for cells, part in filled:
         sizes[cells] = np.diff(part.indptr)
     indptr = np.concatenate([[0], np.cumsum(sizes)])
     width = np.int32 if indptr[-1] <= np.iinfo(np.int32).max else np.int64
     indices, data = np.empty(indptr[-1], dtype=width), np.empty(indptr[-1], dtype=dtype)
-    for cells, part in parts:
+    for cells, part in filled:
         places = np.repeat(indptr[cells] - part.indptr[:-1], sizes[cells]) + np.arange(part.nnz)
         indices[places], data[places] = part.indices, part.data
     kind = sp.csr_matrix if isinstance(X, sp.spmatrix) else sp.csr_array

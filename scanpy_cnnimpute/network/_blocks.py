@@ -121,9 +121,9 @@ class BlockNetworks(ABC):
 
         With `return_std`, `deviations` then holds the standard deviations of the same entries.
         """
-        usable = ~np.asarray(np.isin(self.status.T, (NOT_MODELLED, NO_GAIN, TOO_FEW_CELLS)))
+        usable = ~np.isin(self.status.T, (NOT_MODELLED, NO_GAIN, TOO_FEW_CELLS))
         genes = np.arange(counts.shape[1])
-        members = np.flatnonzero((codes >= 0) & usable.any(axis=1)[codes])
+        members = np.flatnonzero((codes >= 0) & np.asarray(usable.any(axis=1))[codes])
         self.deviations = []
         for cells, predicted, deviation in self.predict(counts, members):
             probability = block(cells, genes)

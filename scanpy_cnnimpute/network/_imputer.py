@@ -188,10 +188,7 @@ class CNNImputer:
         dropout: Any = None,
         clusters: Sequence[Any] | None = None,
         modelled: Mapping[str, np.ndarray] | None = None,
-        no_gain: Mapping[str, np.ndarray] | None = None,
         genes: Sequence[str] | None = None,
-        expected: ExpectedCounts | None = None,
-        estimate: Estimate | None = None,
         return_std: bool = False,
     ) -> Any:
         """Train the networks and impute the same cells; see :meth:`fit`, :meth:`transform`.
@@ -200,6 +197,42 @@ class CNNImputer:
         ----------
         X, dropout, clusters, modelled, genes
             As in :meth:`fit`.
+        return_std
+            Default preset: also return the standard deviations.
+
+        Returns
+        -------
+        As :meth:`transform`.
+        """
+        return self.fit_transform_counts(
+            X,
+            _arrays.checked_counts(X),
+            dropout=dropout,
+            clusters=clusters,
+            modelled=modelled,
+            genes=genes,
+            return_std=return_std,
+        )
+
+    def fit_transform_counts(
+        self,
+        X: Any,
+        counts: sp.csr_array,
+        *,
+        no_gain: Mapping[str, np.ndarray] | None = None,
+        expected: ExpectedCounts | None = None,
+        estimate: Estimate | None = None,
+        return_std: bool = False,
+        **given: Any,
+    ) -> Any:
+        """What :meth:`fit_transform` does, for who has read the counts and knows more of them.
+
+        Parameters
+        ----------
+        X
+            ``(n_cells, n_genes)`` counts, dense or sparse.
+        counts
+            The same, checked, as a canonical CSR array without stored zeros.
         no_gain
             Default preset: for each cluster, ``(n_genes,)`` bool: genes that are to stay as they are, with that
             status.
@@ -212,24 +245,15 @@ class CNNImputer:
             predictions.
         return_std
             Default preset: also return the standard deviations.
+        given
+            `dropout`, `clusters`, `modelled` and `genes`, as in :meth:`fit`.
 
         Returns
         -------
         As :meth:`transform`.
         """
         self._check_estimates(no_gain=no_gain, expected=expected, estimate=estimate, return_std=return_std or None)
-        counts = _arrays.checked_counts(X)
-        run = self._run(
-            counts,
-            dropout=dropout,
-            clusters=clusters,
-            modelled=modelled,
-            genes=genes,
-            no_gain=no_gain,
-            expected=expected,
-            estimate=estimate,
-            return_std=return_std,
-        )
+        run = self._run(counts, no_gain=no_gain, expected=expected, estimate=estimate, return_std=return_std, **given)
         imputed = _arrays.assemble(X, counts, run)
         return (imputed, self._std(X, counts.shape, np.arange(counts.shape[1]))) if return_std else imputed
 
@@ -385,10 +409,10 @@ class CNNImputer:
         self,
         counts: sp.csr_array,
         *,
-        dropout: Any,
-        clusters: Any,
-        modelled: Any,
-        genes: Any,
+        dropout: Any = None,
+        clusters: Any = None,
+        modelled: Any = None,
+        genes: Any = None,
         no_gain: Any = None,
         expected: ExpectedCounts | None = None,
         estimate: Estimate | None = None,

@@ -228,7 +228,9 @@ def cnn_impute(
             dropout = _probability(stored, counts)
         labels = pd.Categorical.from_codes(clusters, categories=names)
         matrix = raw_matrix(adata, layer)
-        imputed = imputer.fit_transform(matrix, dropout=dropout, clusters=labels, genes=adata.var_names, **options)
+        imputed = imputer.fit_transform_counts(
+            matrix, counts, dropout=dropout, clusters=labels, genes=adata.var_names, **options
+        )
     if return_std:
         imputed, deviation = imputed
         results.add("layers", f"{key_added}_std", deviation)
