@@ -72,21 +72,24 @@ def check_probabilities(matrix: Any, *, where: str) -> None:
 def values_problem(counts: sp.csr_array) -> str | None:
     """What is wrong with the values of a count matrix, in words; None if nothing is."""
     data = counts.data
-    if data.dtype.kind == "f" and not np.isfinite(data).all():
+    if not data.size:
+        return None
+    smallest, largest = data.min(), data.max()  # NaN if there is one
+    if data.dtype.kind == "f" and not np.isfinite([smallest, largest]).all():
         missing, infinite = int(np.isnan(data).sum()), int(np.isinf(data).sum())
         return f"{missing} NaN and {infinite} infinite values"
-    if data.size and data.min() < 0:
-        return f"negative values (smallest {data.min():.3g})"
-    return None
+    return f"negative values (smallest {smallest:.3g})" if smallest < 0 else None
 
 
 def is_integer(data: np.ndarray) -> bool:
     """Whether all values are whole numbers."""
-    return data.dtype.kind in "iu" or bool((data == np.rint(data)).all())
+    parts = (data[start : start + BLOCK_BYTES] for start in range(0, data.size, BLOCK_BYTES))
+    return data.dtype.kind in "iu" or all(bool((part == np.rint(part)).all()) for part in parts)
 
 
 def log_normalised(counts: sp.csr_array, target_sum: float = 1e4) -> sp.csr_array:
     """log1p of the counts of each cell scaled to a sum, float; shares the indices with `counts`."""
     size = counts.sum(axis=1, dtype=np.float64) / target_sum
-    of_entry = np.repeat(size, np.diff(counts.indptr)).astype(np.result_type(counts.dtype, np.float32))
-    return sp.csr_array((np.log1p(counts.data / of_entry), counts.indices, counts.indptr), shape=counts.shape)
+    values = np.repeat(size.astype(np.result_type(counts.dtype, np.float32)), np.diff(counts.indptr))
+    np.log1p(np.divide(counts.data, values, out=values), out=values)
+    return sp.csr_array((values, counts.indices, counts.indptr), shape=counts.shape)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FUNCTION = "pp.dropout_prob"
 # Cells of a block whose dense probabilities take about this much memory.
-BLOCK_BYTES = 2**27
+BLOCK_BYTES = 2**23
 
 
 def stored_keys(key: str, model: str) -> list[tuple[str, str]]:

@@ -43,7 +43,7 @@ SHAPES = np.geomspace(0.1, 200.0, 15)
 SHAPE_ENTRIES = 4_000_000  # that the shapes are fitted to, at most
 SHAPE_ITERATIONS = 50
 SMALLEST_SHAPE_SD = 0.1
-BLOCK_BYTES = 2**26
+BLOCK_BYTES = 2**23
 
 
 def depth_efficiency(library_size: np.ndarray) -> np.ndarray:
@@ -245,6 +245,8 @@ def fit_calibrated(
     counts, all_counts = (sp.csr_array(counts[used]), counts) if others.size else (counts, counts)
     data = np.rint(counts.data).astype(np.int64)
     kept = rng.binomial(data, TRAIN_SHARE)
+    if data.max(initial=0) <= np.iinfo(np.int32).max:  # half the memory
+        data, kept = data.astype(np.int32), kept.astype(np.int32)
     train, test = (
         sp.csr_array((part, counts.indices, counts.indptr), shape=counts.shape) for part in (kept, data - kept)
     )

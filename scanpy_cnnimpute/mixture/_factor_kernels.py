@@ -1,4 +1,8 @@
-"""Compiled loops of the calibrated model."""
+"""Compiled loops of the calibrated model.
+
+Where single precision is wanted, of what is not below 1e-9, ``log(1 + x)`` and ``exp(x) - 1`` stand for log1p and
+expm1, which take longer.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,11 @@ import numpy as np
 from numba import njit, prange
 
 LARGEST_PROBABILITY = 1 - 1e-6
-EXACT_ENOUGH = 0.9  # a probability that leaves ten digits or more of what it lacks to 1
 TAIL = 1e-5  # share of the probability that sums over the number of missed molecules may leave out
 SINGLE_TERMS = 64
 GROWTH = 0.04  # of a step, relative to where it is
 MOST_STEPS = 1000
+INVERSE = 1 / np.arange(1, SINGLE_TERMS + 1)
 FEW = 8  # molecules whose factors are multiplied one by one
 SMALLEST_PRODUCT = 1e-100
 
@@ -127,7 +131,7 @@ def missed_probability(indptr, indices, shape, efficiency, block):  # type: igno
             if mu > 0.0:
                 # One division: (r + mu / c) / (r + mu) = 1 + mu (1 / c - 1) / (r + mu)
                 r = shape[g]
-                block[i, g] = -math.expm1(-r * math.log1p(mu * times / (r + mu)))
+                block[i, g] = 1.0 - math.exp(-r * math.log(1.0 + mu * times / (r + mu)))
 
 
 @njit(cache=True)
@@ -138,13 +142,13 @@ def log_moments(mean, r, scale, logs):  # type: ignore[no-untyped-def]
     with N, each standing for those that it passes.
     """
     step = mean / (r + mean)
-    log_nothing = -r * math.log1p(mean / r)
-    present = -math.expm1(log_nothing)
-    mass = 1.0 - present if present < EXACT_ENOUGH else math.exp(log_nothing)
+    log_nothing = -r * math.log(1.0 + mean / r)
+    mass = math.exp(log_nothing)
+    present = 1.0 - mass
     seen, total, squares, n = 0.0, 0.0, 0.0, 0
     while n < SINGLE_TERMS and seen < (1.0 - TAIL) * present:
+        mass *= (r + n) * INVERSE[n] * step
         n += 1
-        mass *= (r + n - 1) / n * step
         value = logs[n]
         seen += mass
         total += mass * value
@@ -185,12 +189,12 @@ def worth_of_zeros(  # type: ignore[no-untyped-def]
         logs = np.log1p(unit * c * np.arange(SINGLE_TERMS + 1))
         for entry in range(indptr[i], indptr[i + 1]):
             r = shape[genes[entry]]
-            missed = r * math.expm1(-math.log1p(-min(probability[entry], LARGEST_PROBABILITY)) / r)
+            missed = r * (math.exp(-math.log(1.0 - min(probability[entry], LARGEST_PROBABILITY)) / r) - 1.0)
             # What the model says of a gene of any expression; probabilities from elsewhere may imply any number.
             missed = min(missed, r * (1.0 / c - 1.0)) * math.exp(correction[entry])
             present, first, second = log_moments(missed, r, unit * c, logs)
             mean = present * first
-            worth[entry] = math.expm1(mean) / unit if logarithmic else missed * c
+            worth[entry] = (math.exp(mean) - 1.0) / unit if logarithmic else missed * c
             spread[entry] = math.sqrt(max(present * second - mean * mean, 0.0))
 
 

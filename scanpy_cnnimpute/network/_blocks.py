@@ -124,15 +124,14 @@ class BlockNetworks(ABC):
         usable = ~np.isin(self.status.T, (NOT_MODELLED, NO_GAIN, TOO_FEW_CELLS))
         genes = np.arange(counts.shape[1])
         members = np.flatnonzero((codes >= 0) & np.asarray(usable.any(axis=1))[codes])
-        self.deviations = []
+        self.deviations, imputed = [], np.zeros(usable.shape, dtype=bool)
         for cells, predicted, deviation in self.predict(counts, members):
             probability = block(cells, genes)
             own, clusters = counts[cells], codes[cells]
             missing, sizes = np.empty(probability.shape, dtype=bool), np.empty(cells.size, dtype=np.int32)
             threshold = probability.dtype.type(self.settings.threshold)  # what equals it is not above it
-            mark_missing(own.indptr, own.indices, probability, usable, clusters, threshold, missing, sizes)
-            for cluster in np.unique(clusters):
-                self.status[missing[clusters == cluster].any(axis=0), cluster] = IMPUTED
+            which = usable, clusters, threshold
+            mark_missing(own.indptr, own.indices, probability, *which, missing, sizes, imputed)
             ends = np.concatenate([[0], np.cumsum(sizes)], dtype=np.int32)
             columns = np.empty(ends[-1], dtype=np.int32)
             found, probable = np.empty((2, ends[-1]), dtype=np.float32)
@@ -145,6 +144,7 @@ class BlockNetworks(ABC):
             if return_std:
                 self.deviations.append((cells, sp.csr_array((spread, columns, ends), shape=missing.shape)))
             yield cells, [(genes, sp.csr_array((values, columns, ends), shape=missing.shape))]
+        self.status[imputed.T] = IMPUTED
 
     def _choose_genes(self, detected: np.ndarray, n_cells: int) -> None:
         """Genes that a network predicts and reads."""

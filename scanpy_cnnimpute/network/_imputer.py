@@ -428,9 +428,10 @@ class CNNImputer:
         closed = _arrays.gene_masks("no_gain", no_gain, names, n_genes, default=False)
         self._networks = None
         self.genes_, self.clusters_ = genes, names
-        self._profiles = np.stack(
-            [_arrays.mean_profile(counts[np.flatnonzero(codes == cluster)]) for cluster in range(len(names))]
-        )
+        if self.keep_models:  # to tell clusters of other cells
+            self._profiles = np.stack(
+                [_arrays.mean_profile(counts[np.flatnonzero(codes == cluster)]) for cluster in range(len(names))]
+            )
         networks = self._new_networks(expected)
         if isinstance(networks, BlockNetworks):
             yield from networks.fit_fill(

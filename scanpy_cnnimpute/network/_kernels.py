@@ -54,11 +54,11 @@ def join_features(own, shared, scores, loadings, out):  # type: ignore[no-untype
 
 
 @njit(parallel=True, cache=True)
-def mark_missing(indptr, indices, probability, usable, clusters, threshold, missing, sizes):  # type: ignore[no-untyped-def]
-    """Where to fill, dense ``(n_rows, n_genes)``, and how often in each row.
+def mark_missing(indptr, indices, probability, usable, clusters, threshold, missing, sizes, found):  # type: ignore[no-untyped-def]
+    """Where to fill, dense ``(n_rows, n_genes)``, how often in each row, and whether at all in a cluster.
 
     Where the CSR pattern has no entry, the probability is above the threshold, and the gene is `usable`,
-    ``(n_clusters, n_genes)``, in the row's cluster.
+    ``(n_clusters, n_genes)`` like `found`, in the row's cluster.
     """
     for i in prange(missing.shape[0]):
         c = clusters[i]
@@ -69,6 +69,8 @@ def mark_missing(indptr, indices, probability, usable, clusters, threshold, miss
         n = 0
         for g in range(missing.shape[1]):
             n += missing[i, g]
+            if missing[i, g] and not found[c, g]:
+                found[c, g] = True  # whichever thread is first, it is the same
         sizes[i] = n
 
 

@@ -98,7 +98,11 @@ class RateNetworks(BlockNetworks):
     def _fit(self, counts: sp.csr_array, cells: np.ndarray, bar: tqdm[Any]) -> None:
         """Train on the split counts of those of the cells that were split."""
         given = self.expected
-        self._choose_genes(np.bincount(counts[cells].indices, minlength=counts.shape[1]), cells.size)
+        indices = counts.indices if cells.size == counts.shape[0] else counts[cells].indices
+        # In parts, for they are cast.
+        parts = np.array_split(indices, 1 + indices.size // 2**20)
+        detected = np.sum([np.bincount(part, minlength=counts.shape[1]) for part in parts], axis=0)
+        self._choose_genes(detected, cells.size)
         self._shape = given.shape[self._genes]
         train = self._source(given.train, given.train_scores, given.train_loadings)
         # Chosen once: these cells are drawn again and again.
@@ -208,8 +212,7 @@ class RateNetworks(BlockNetworks):
         models = [self._network(weights) for weights in self._weights]
         for start in range(0, cells.size, self._prediction_size()):
             rows = cells[start : start + self._prediction_size()]
+            found = self._run_models(models, rows, lambda padded: self._inputs(source, padded)[0])
             factor = np.zeros((rows.size, counts.shape[1]), dtype=np.float32)
-            if models:
-                found = self._run_models(models, rows, lambda padded: self._inputs(source, padded)[0])
-                factor[:, self._genes] = np.clip(found, -LARGEST_CORRECTION, LARGEST_CORRECTION)
+            factor[:, self._genes] = np.clip(found, -LARGEST_CORRECTION, LARGEST_CORRECTION)
             yield rows, factor, None

@@ -345,13 +345,15 @@ def _options(
 
 def _probability(stored: StoredModel, counts: sp.csr_array) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Dropout probabilities of any block, from the stored parameters."""
-    by_gene = counts.tocsc()
+    by_gene: sp.csc_array | None = None
 
     def probability(cells: np.ndarray, genes: np.ndarray) -> np.ndarray:
+        nonlocal by_gene
         # The published networks ask for few genes of many cells, the default for all genes of few cells.
-        whole = genes.size == counts.shape[1]
-        part = counts[cells] if whole else by_gene[:, genes].tocsr()[cells]
-        return stored.probability(part, cells, genes)
+        if genes.size == counts.shape[1]:
+            return stored.probability(counts[cells], cells, genes)
+        by_gene = counts.tocsc() if by_gene is None else by_gene
+        return stored.probability(by_gene[:, genes].tocsr()[cells], cells, genes)
 
     return probability
 
