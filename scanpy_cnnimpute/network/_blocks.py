@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ._arrays import Predicted
     from ._inputs import DropoutBlock
 
+    PredictAt = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    """Takes, in the order of CSR, `indptr` and genes of some entries; gives predictions and their standard deviations,
+    float32 vectors."""
     Estimate = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
     """Takes cells and, in the order of CSR, their `indptr`, genes, predictions and dropout probabilities; gives counts
     and standard deviations."""
@@ -74,10 +77,8 @@ class BlockNetworks(ABC):
         """Build a network."""
 
     @abstractmethod
-    def predict(
-        self, counts: sp.csr_array, cells: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-        """Some of the cells, block by block, with predictions and their deviations, ``(n_block, n_genes)`` float32."""
+    def predict(self, counts: sp.csr_array, cells: np.ndarray) -> Iterator[tuple[np.ndarray, PredictAt]]:
+        """Some of the cells, block by block, with what predicts their entries."""
 
     def fit_fill(
         self,
@@ -125,7 +126,7 @@ class BlockNetworks(ABC):
         genes = np.arange(counts.shape[1])
         members = np.flatnonzero((codes >= 0) & np.asarray(usable.any(axis=1))[codes])
         self.deviations, imputed = [], np.zeros(usable.shape, dtype=bool)
-        for cells, predicted, deviation in self.predict(counts, members):
+        for cells, predict_at in self.predict(counts, members):
             probability = block(cells, genes)
             own, clusters = counts[cells], codes[cells]
             missing, sizes = np.empty(probability.shape, dtype=bool), np.empty(cells.size, dtype=np.int32)
@@ -134,13 +135,13 @@ class BlockNetworks(ABC):
             mark_missing(own.indptr, own.indices, probability, *which, missing, sizes, imputed)
             ends = np.concatenate([[0], np.cumsum(sizes)], dtype=np.int32)
             columns = np.empty(ends[-1], dtype=np.int32)
-            found, probable = np.empty((2, ends[-1]), dtype=np.float32)
-            take_missing(missing, ends, predicted, probability, columns, found, probable)
+            probable = np.empty(ends[-1], dtype=np.float32)
+            take_missing(missing, ends, probability, columns, probable)
+            found, spread = predict_at(ends, columns)
             if estimate is not None:
                 values, spread = estimate(cells, ends, columns, found, probable)
             else:
                 values = np.expm1(found)
-                spread = np.zeros_like(found) if deviation is None else deviation[missing]
             if return_std:
                 self.deviations.append((cells, sp.csr_array((spread, columns, ends), shape=missing.shape)))
             yield cells, [(genes, sp.csr_array((values, columns, ends), shape=missing.shape))]
@@ -181,41 +182,52 @@ class BlockNetworks(ABC):
 
 
 def network_inputs(
-    channels: list[np.ndarray],
+    channels: np.ndarray,
     weighted: int,
     neighbours: np.ndarray,
     correlations: np.ndarray,
-    own: list[np.ndarray],
+    own: np.ndarray,
     shared: np.ndarray,
     scores: np.ndarray,
     loadings: np.ndarray,
+    cells: np.ndarray | None = None,
+    targets: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Blocks of correlated genes and features of the targets, for a batch.
 
     Parameters
     ----------
     channels
-        What is known of each gene in each cell, ``(n_rows, n_genes)`` each.
+        What is known of each gene in each cell, ``(n_cells, n_genes, n_channels)``.
     weighted
         Which of them is also multiplied by the correlation.
     neighbours, correlations
         Of each target, ``(n_genes, n_top)``.
     own, shared
-        Features of a target: in each cell, ``(n_rows, n_genes)`` each, and in all cells, ``(n_genes, n_shared)``.
+        Features of a target: in each cell, ``(n_cells, n_genes, n_own)``, and in all cells, ``(n_genes, n_shared)``.
     scores, loadings
         Of the cells and the genes; their products, component by component, are features too.
+    cells, targets
+        ``(n_rows,)`` cell of each row and ``(n_rows, n_targets)`` genes in it. Default: all genes of each cell.
 
     Returns
     -------
-    Float32 arrays ``(n_rows, n_genes * n_top, n_channels + 1)`` and ``(n_rows, n_genes, n_features)``.
+    Float32 arrays ``(n_rows, n_targets * n_top, n_channels + 1)`` and ``(n_rows, n_targets, n_features)``.
     """
-    n_rows, n_genes = channels[0].shape
-    values, features = (np.stack(part, axis=-1, dtype=np.float32, casting="same_kind") for part in (channels, own))
-    blocks = np.empty((n_rows, neighbours.size, len(channels) + 1), dtype=np.float32)
-    lay_blocks(values, weighted, neighbours, correlations, blocks)
-    of_gene = np.empty((n_rows, n_genes, len(own) + shared.shape[1] + loadings.shape[1]), dtype=np.float32)
-    join_features(features, shared.astype(np.float32), scores, loadings, of_gene)
+    if cells is None or targets is None:
+        n_cells, n_genes = channels.shape[:2]
+        cells, targets = np.arange(n_cells), np.tile(np.arange(n_genes), (n_cells, 1))
+    n_rows, n_targets = targets.shape
+    blocks = np.empty((n_rows, n_targets * neighbours.shape[1], channels.shape[2] + 1), dtype=np.float32)
+    lay_blocks(channels, weighted, neighbours, correlations, cells, targets, blocks)
+    of_gene = np.empty((n_rows, n_targets, own.shape[2] + shared.shape[1] + loadings.shape[1]), dtype=np.float32)
+    join_features(own, shared.astype(np.float32), scores, loadings, cells, targets, of_gene)
     return blocks, of_gene
+
+
+def stacked(*parts: np.ndarray) -> np.ndarray:
+    """Channels or features side by side in the last dimension, float32."""
+    return np.stack(parts, axis=-1, dtype=np.float32, casting="same_kind")
 
 
 def batches(rng: np.random.Generator, cells: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._threads import single_threaded_blas
-from ._blocks import BlockNetworks, batches, correlated_genes, network_inputs
+from ._blocks import BlockNetworks, batches, correlated_genes, network_inputs, stacked
 from ._low_rank import GeneLines, LowRank, fit_lines, fit_low_rank
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tqdm import tqdm
+
+    from ._blocks import PredictAt
 
 SMALLEST = np.float32(np.log(2.0))  # log1p of one count: a non-zero is not less
 ARRAYS = "arrays.npz"
@@ -158,10 +160,8 @@ class ConditionalNetworks(BlockNetworks):
             bar.update()
         self.noise = _fit_noise(np.concatenate(residuals, axis=1), counts.shape[1])
 
-    def predict(
-        self, counts: sp.csr_array, cells: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-        """Blocks of cells with the predicted log1p(count) of a non-zero, and its standard deviation."""
+    def predict(self, counts: sp.csr_array, cells: np.ndarray) -> Iterator[tuple[np.ndarray, PredictAt]]:
+        """Blocks of cells with what predicts log1p(count) of a non-zero."""
         models = [self._network(weights) for weights in self._weights]
         every = np.arange(counts.shape[1])
         for first in range(0, cells.size, DESCRIBED_CELLS):
@@ -171,7 +171,17 @@ class ConditionalNetworks(BlockNetworks):
             for start in range(0, chunk.size, self._prediction_size()):
                 rows = np.arange(start, min(start + self._prediction_size(), chunk.size))
                 predicted = self._predict_rows(models, visible, rows)
-                yield chunk[rows], predicted, self.noise.sd(predicted, every)
+                deviation = self.noise.sd(predicted, every)
+
+                def predict_at(
+                    indptr: np.ndarray,
+                    genes: np.ndarray,
+                    both: tuple[np.ndarray, np.ndarray] = (predicted, deviation),
+                ) -> tuple[np.ndarray, np.ndarray]:
+                    entries = np.repeat(np.arange(indptr.size - 1), np.diff(indptr)), genes
+                    return both[0][entries].astype(np.float32), both[1][entries].astype(np.float32)
+
+                yield chunk[rows], predict_at
 
     def _predict_rows(self, models: list[Any], visible: Visible, rows: np.ndarray) -> np.ndarray:
         base = visible.scores[rows] @ visible.low_rank.loadings.T
@@ -267,11 +277,11 @@ class ConditionalNetworks(BlockNetworks):
         uncertainty = np.sqrt(np.maximum(second - base**2, 0))
         level = (lines.intercept + np.outer(depth[rows], lines.slope))[:, genes] + lines.sd[genes] * base
         blocks, of_gene = network_inputs(
-            [z, (z - base) * seen, seen, (1 - seen) * (level - 1)],
+            stacked(z, (z - base) * seen, seen, (1 - seen) * (level - 1)),
             1,
             visible.neighbours,
             visible.correlations,
-            [base, level, uncertainty],
+            stacked(base, level, uncertainty),
             np.column_stack([self._features, visible.correlations]),
             visible.scores[rows],
             loadings,

@@ -19,38 +19,43 @@ def sum_rows(indptr, indices, rows, out):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True)
-def lay_blocks(values, weighted, neighbours, correlations, out):  # type: ignore[no-untyped-def]
+def lay_blocks(values, weighted, neighbours, correlations, cells, targets, out):  # type: ignore[no-untyped-def]
     """Lay the channels of each target's correlated genes side by side.
 
-    `values` is ``(n_rows, n_genes, n_channels)``, `out` ``(n_rows, n_genes * n_top, n_channels + 1)``; its last channel
-    is channel `weighted` times the correlation.
+    `values` is ``(n_cells, n_genes, n_channels)``; row i is of ``cells[i]`` and its genes ``targets[i]``. `out`,
+    ``(n_rows, n_targets * n_top, n_channels + 1)``, has one channel more: channel `weighted` times the
+    correlation.
     """
-    n_genes, n_top = neighbours.shape
-    n_channels = values.shape[2]
-    for i in prange(values.shape[0]):
-        for g in range(n_genes):
+    n_top, n_channels = neighbours.shape[1], values.shape[2]
+    for i in prange(targets.shape[0]):
+        cell = cells[i]
+        for position in range(targets.shape[1]):
+            g = targets[i, position]
             for t in range(n_top):
-                j, place = neighbours[g, t], g * n_top + t
+                j, place = neighbours[g, t], position * n_top + t
                 for c in range(n_channels):
-                    out[i, place, c] = values[i, j, c]
-                out[i, place, n_channels] = values[i, j, weighted] * correlations[g, t]
+                    out[i, place, c] = values[cell, j, c]
+                out[i, place, n_channels] = values[cell, j, weighted] * correlations[g, t]
 
 
 @njit(parallel=True, cache=True)
-def join_features(own, shared, scores, loadings, out):  # type: ignore[no-untyped-def]
+def join_features(own, shared, scores, loadings, cells, targets, out):  # type: ignore[no-untyped-def]
     """Features of each target in each cell: its own, those of the gene, and its components one by one.
 
-    ``(n_rows, n_genes, n_own)``, ``(n_genes, n_shared)``, ``(n_rows, k)`` and ``(n_genes, k)``.
+    ``(n_cells, n_genes, n_own)``, ``(n_genes, n_shared)``, ``(n_cells, k)`` and ``(n_genes, k)``; rows as in
+    :func:`lay_blocks`.
     """
     n_own, n_shared, k = own.shape[2], shared.shape[1], scores.shape[1]
-    for i in prange(own.shape[0]):
-        for g in range(own.shape[1]):
+    for i in prange(targets.shape[0]):
+        cell = cells[i]
+        for position in range(targets.shape[1]):
+            g = targets[i, position]
             for c in range(n_own):
-                out[i, g, c] = own[i, g, c]
+                out[i, position, c] = own[cell, g, c]
             for c in range(n_shared):
-                out[i, g, n_own + c] = shared[g, c]
+                out[i, position, n_own + c] = shared[g, c]
             for c in range(k):
-                out[i, g, n_own + n_shared + c] = scores[i, c] * loadings[g, c]
+                out[i, position, n_own + n_shared + c] = scores[cell, c] * loadings[g, c]
 
 
 @njit(parallel=True, cache=True)
@@ -75,13 +80,12 @@ def mark_missing(indptr, indices, probability, usable, clusters, threshold, miss
 
 
 @njit(parallel=True, cache=True)
-def take_missing(missing, indptr, predicted, probability, genes, predictions, probabilities):  # type: ignore[no-untyped-def]
-    """Genes, predictions and probabilities where something is missing, row by row; CSR with this `indptr`."""
+def take_missing(missing, indptr, probability, genes, probabilities):  # type: ignore[no-untyped-def]
+    """Genes and probabilities where something is missing, row by row; CSR with this `indptr`."""
     for i in prange(missing.shape[0]):
         entry = indptr[i]
         for g in range(missing.shape[1]):
             if missing[i, g]:
                 genes[entry] = g
-                predictions[entry] = predicted[i, g]
                 probabilities[entry] = probability[i, g]
                 entry += 1

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._blocks import BlockNetworks, batches, correlated_genes, network_inputs
+from .._threads import single_threaded_blas
+from ._blocks import BlockNetworks, batches, correlated_genes, network_inputs, stacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ..presets import BlockSettings
+    from ._blocks import PredictAt
 
 N_CHANNELS = 3
 N_OWN_FEATURES = 4
@@ -24,6 +26,10 @@ FEWEST_VALIDATION_CELLS = 10
 LOWEST_RATE = 1e-3  # added before a logarithm
 FLOOR_VARIANCE = 0.01
 RESIDUAL_RANGE = (-5.0, 8.0)
+PREDICTED_BLOCK = 1_000_000  # entries of cells x genes that are described at a time
+PREDICTED_ENTRIES = 240_000  # of them, predicted at once: a call has a cost of its own
+PREDICTED_SHAPES = 8
+PREDICTED_TARGETS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,16 @@ class _Source:
     scores: np.ndarray
     loadings: np.ndarray
     cells: np.ndarray  # features
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What inputs are made of: float32, ``(n_cells, n_network_genes, ...)``, `cells` ``(n_cells, n_features)``."""
+
+    channels: np.ndarray
+    own: np.ndarray
+    cells: np.ndarray
+    expected: np.ndarray
 
 
 class RateNetworks(BlockNetworks):
@@ -142,28 +158,41 @@ class RateNetworks(BlockNetworks):
         variance = expected + expected**2 / self._shape.astype(np.float32) + FLOOR_VARIANCE
         return np.clip((counts - expected) / np.sqrt(variance), *RESIDUAL_RANGE), counts, expected
 
-    def _inputs(self, source: _Source, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Blocks of correlated genes, features of the targets and of the cells; also the expected counts."""
+    def _known(self, source: _Source, rows: np.ndarray) -> _Known:
+        """What the inputs of these cells are made of."""
         residuals, counts, expected = self._residuals(source, rows)
         level = np.log(expected + np.float32(LOWEST_RATE))
+        return _Known(
+            channels=stacked(residuals, level),
+            own=stacked(level, counts == 0, np.log1p(counts), residuals),
+            cells=source.cells[rows],
+            expected=expected,
+        )
+
+    def _inputs(
+        self, known: _Known, cells: np.ndarray | None = None, targets: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """Blocks of correlated genes, features of the targets and of the cells."""
         blocks, of_gene = network_inputs(
-            [residuals, level],
+            known.channels,
             0,
             self._neighbours,
             self._correlations,
-            [level, counts == 0, np.log1p(counts), residuals],
+            known.own,
             self._features,
             # No components: the cell's profile is a feature of the cell alone.
-            np.empty((rows.size, 0), dtype=np.float32),
+            np.empty((len(known.cells), 0), dtype=np.float32),
             np.empty((self._genes.size, 0), dtype=np.float32),
+            cells,
+            targets,
         )
-        return [blocks, of_gene, source.cells[rows]], expected
+        return [blocks, of_gene, known.cells if cells is None else known.cells[cells]]
 
-    def _network(self, weights: list[np.ndarray] | None = None, seed: int = 0) -> Any:
+    def _network(self, weights: list[np.ndarray] | None = None, seed: int = 0, n_targets: int | None = None) -> Any:
         from ._block_model import build_block_network, held_out_deviance
 
         sizes = (
-            self._genes.size,
+            n_targets or self._genes.size,
             N_CHANNELS,
             N_OWN_FEATURES + self._features.shape[1],
             self.expected.scores.shape[1] + 1,
@@ -185,11 +214,12 @@ class RateNetworks(BlockNetworks):
         n_validation = max(min(FEWEST_VALIDATION_CELLS, split.size // 2), int(VALIDATION_SHARE * split.size))
 
         def batch(rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-            inputs, expected = self._inputs(source, rows)
+            known = self._known(source, rows)
+            inputs = self._inputs(known)
             held_out = test[rows].toarray()
             # What is expected once the first set is known: all entries teach, though only zeros are imputed.
-            known = (self._shape + np.expm1(inputs[1][..., 2])) / (self._shape + expected)
-            answer = np.stack([held_out, expected * ratio[rows][:, None] * known], axis=-1)
+            factor = (self._shape + np.expm1(inputs[1][..., 2])) / (self._shape + known.expected)
+            answer = np.stack([held_out, known.expected * ratio[rows][:, None] * factor], axis=-1)
             return inputs, answer.astype(np.float32)
 
         drawn = batches(rng, order[n_validation:], self._batch_size())
@@ -201,18 +231,58 @@ class RateNetworks(BlockNetworks):
         )
         self._remember(member, model, history)
 
-    def predict(
-        self, counts: sp.csr_array, cells: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-        """Blocks of cells with the log factor by which the network changes the molecules expected after a zero."""
-        from ._block_model import LARGEST_CORRECTION
-
+    def predict(self, counts: sp.csr_array, cells: np.ndarray) -> Iterator[tuple[np.ndarray, PredictAt]]:
+        """Blocks of cells with what predicts the log factor by which molecules expected after a zero are changed."""
         given = self.expected
         source = self._source(counts, given.scores, given.loadings)
-        models = [self._network(weights) for weights in self._weights]
-        for start in range(0, cells.size, self._prediction_size()):
-            rows = cells[start : start + self._prediction_size()]
-            found = self._run_models(models, rows, lambda padded: self._inputs(source, padded)[0])
-            factor = np.zeros((rows.size, counts.shape[1]), dtype=np.float32)
-            factor[:, self._genes] = np.clip(found, -LARGEST_CORRECTION, LARGEST_CORRECTION)
-            yield rows, factor, None
+        # Rows of few targets each, since those that are asked for differ from cell to cell.
+        width = min(PREDICTED_TARGETS, self._genes.size)
+        models = [self._network(weights, n_targets=width) for weights in self._weights]
+        position = np.full(counts.shape[1], -1)
+        position[self._genes] = np.arange(self._genes.size)
+        height = max(1, PREDICTED_BLOCK // counts.shape[1])
+        for start in range(0, cells.size, height):
+            block = cells[start : start + height]
+
+            def predict_at(
+                indptr: np.ndarray, genes: np.ndarray, block: np.ndarray = block
+            ) -> tuple[np.ndarray, np.ndarray]:
+                found, target = np.zeros(genes.size, dtype=np.float32), position[genes]
+                entries = np.flatnonzero(target >= 0)
+                if models and entries.size:
+                    sizes = np.diff(np.searchsorted(entries, indptr))
+                    found[entries] = self._correct(models, source, block, sizes, target[entries], width)
+                return found, np.zeros_like(found)
+
+            yield block, predict_at
+
+    def _correct(
+        self,
+        models: list[Any],
+        source: _Source,
+        cells: np.ndarray,
+        sizes: np.ndarray,
+        target: np.ndarray,
+        width: int,
+    ) -> np.ndarray:
+        """Mean prediction for so many targets of each cell, which stand one after the other."""
+        from ._block_model import LARGEST_CORRECTION
+
+        n_rows = -(-sizes // width)  # of each cell; the last is filled up
+        row_cell = np.repeat(np.arange(cells.size), n_rows)
+        first_entry, first_row = np.cumsum(sizes) - sizes, np.cumsum(n_rows) - n_rows
+        places = np.arange(target.size) + np.repeat(first_row * width - first_entry, sizes)
+        targets = np.zeros((row_cell.size, width), dtype=np.int64)
+        targets.ravel()[places] = target
+        predicted = np.empty((row_cell.size, width), dtype=np.float32)
+        with single_threaded_blas():
+            known = self._known(source, cells)
+        # Batches of few shapes: a new one is compiled anew.
+        shape = max(1, PREDICTED_ENTRIES // width // PREDICTED_SHAPES)
+        n_batches = -(-row_cell.size // (shape * PREDICTED_SHAPES))
+        for rows in np.array_split(np.arange(row_cell.size), n_batches):
+            padded = np.resize(rows, -(-rows.size // shape) * shape)
+            batch = self._inputs(known, row_cell[padded], targets[padded])
+            outputs = [np.asarray(model.predict_on_batch(batch))[: rows.size] for model in models]
+            predicted[rows] = np.mean(outputs, axis=0)
+        return np.clip(predicted.ravel()[places], -LARGEST_CORRECTION, LARGEST_CORRECTION)
