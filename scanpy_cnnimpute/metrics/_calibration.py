@@ -16,7 +16,7 @@ def _pair(truth: ArrayLike, probability: ArrayLike) -> tuple[np.ndarray, np.ndar
     if true.shape != stated.shape or true.size == 0:
         msg = f"truth and probability must have one size and not be empty, got {true.size} and {stated.size}."
         raise ValueError(msg)
-    if not np.isin(true, (0, 1)).all():
+    if true.dtype != bool and not np.isin(true, (0, 1)).all():
         msg = "truth must be True or False (1 or 0)."
         raise ValueError(msg)
     if not (stated.min() >= 0 and stated.max() <= 1):
