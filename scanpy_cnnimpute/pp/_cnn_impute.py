@@ -165,9 +165,8 @@ def cnn_impute(
     -----
     Paper: "CNN-based model construction". The same seed gives the same bits at the same number of threads.
     Keras runs the networks on the backend that is configured, on a GPU where the backend sees one. Memory: one
-    network at a time (paper: 132 MB with its optimizer), the counts, and about twice the
-    imputed layer while it is put together; in CSR that layer takes 8 to 12 bytes per non-zero, which is more than
-    dense when most zeros are imputed.
+    network at a time (paper: 132 MB with its optimizer), the counts, and the imputed layer; in CSR about twice that
+    while it is put together, and 8 to 12 bytes per non-zero, which is more than dense when most zeros are imputed.
 
     Examples
     --------
