@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from helpers import KINDS, assert_only_added, simulate
+from keras import ops
 
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute import CNNImputer, metrics
@@ -114,11 +115,11 @@ def test_what_is_joined_is_as_if_it_stood_side_by_side() -> None:
 
 
 def test_losses_by_hand() -> None:
-    truth = np.array([[[2.0, 1.0], [7.0, 0.0]]], dtype=np.float32)
-    assert float(_block_model.hidden_mse(truth, np.array([[1.0, 3.0]], dtype=np.float32))) == pytest.approx(1)
-    counts = np.array([[[3.0, 2.0]]], dtype=np.float32)
+    truth = ops.convert_to_tensor([[[2.0, 1.0], [7.0, 0.0]]])
+    assert float(_block_model.hidden_mse(truth, ops.convert_to_tensor([[1.0, 3.0]]))) == pytest.approx(1)
+    counts = ops.convert_to_tensor([[[3.0, 2.0]]])
     expected = 2 * (2 * np.exp(0.5) - 3 * 0.5)
-    found = float(_block_model.held_out_deviance(counts, np.array([[0.5]], dtype=np.float32)))
+    found = float(_block_model.held_out_deviance(counts, ops.convert_to_tensor([[0.5]])))
     assert found == pytest.approx(expected, rel=1e-5)
 
 
