@@ -16,6 +16,7 @@ from helpers import QUICK, dense, simulate
 
 from scanpy_cnnimpute import CNNImputer, _matrix
 from scanpy_cnnimpute.network import STATUSES, _inputs, _model, _training
+from scanpy_cnnimpute.network._adam import FusedAdam
 from scanpy_cnnimpute.presets import PRESETS, NetworkSettings, resolve
 
 SMALL = NetworkSettings(n_targets=8, max_epochs=3)
@@ -140,6 +141,29 @@ def test_training_equals_keras_fit() -> None:
     ).history
     np.testing.assert_allclose(history["loss"], fitted["loss"], rtol=1e-4)
     np.testing.assert_allclose(history["val_loss"], fitted["val_loss"], rtol=1e-4)
+
+
+def test_fused_adam_is_adamw() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 8)).astype(np.float32)
+    y = x.sum(axis=1, keepdims=True) + 1
+
+    def trained(optimizer: type[keras.optimizers.Optimizer]) -> list[np.ndarray]:
+        model = keras.Sequential(
+            [
+                keras.layers.Input((8,)),
+                keras.layers.Dense(16, activation="relu", kernel_initializer=keras.initializers.GlorotUniform(seed=1)),
+                keras.layers.Dense(1, kernel_initializer=keras.initializers.GlorotUniform(seed=2)),
+            ]
+        )
+        rate = keras.optimizers.schedules.CosineDecay(0.01, 50)
+        model.compile(optimizer(rate, weight_decay=0.1, clipnorm=0.5), loss="mse", jit_compile=False)
+        for _ in range(20):
+            model.train_on_batch(x, y)
+        return model.get_weights()
+
+    for ours, theirs in zip(trained(FusedAdam), trained(keras.optimizers.AdamW), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_its_cells() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WIDTH = 16
 CELL_WIDTH = 8
+DRAWN_AHEAD = 4  # batches
 CHECKS = 6  # of the validation loss, at most, besides the one before training
 LARGEST_CORRECTION = 3.0  # of a log rate
 
@@ -112,23 +113,28 @@ def train_block_network(
     -------
     ``loss`` since the check before and ``val_loss``, at each check; the first is before any training.
     """
-    from keras import Model, backend, callbacks, optimizers
+    from keras import Model, backend, callbacks, ops, optimizers
+
+    from ._adam import FusedAdam
 
     n_threads, kept = numba.get_num_threads(), model.get_weights()
     history: dict[str, list[float]] = {"loss": [], "val_loss": []}
+    first = draw()
+    # Copied once, not at each check.
+    checked = [ops.convert_to_tensor(part) for part in validation[0]], ops.convert_to_tensor(validation[1])
 
     def batches() -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
         # No more than are used: nothing is left to be drawn when the training is over.
-        for _ in range(settings.n_steps):
+        for step in range(settings.n_steps):
             numba.set_num_threads(n_threads)
-            inputs, answer = draw()
+            inputs, answer = draw() if step else first
             yield tuple(inputs), answer
 
     def check(loss: float) -> None:
         nonlocal kept
         # Some versions of Keras average over the batches since the last reset, others reset themselves.
         model.reset_metrics()
-        value = float(model.test_on_batch(*validation))
+        value = float(model.test_on_batch(*checked))
         # Not a number is no improvement.
         if value < min(history["val_loss"], default=np.inf):
             kept = model.get_weights()
@@ -142,7 +148,7 @@ def train_block_network(
     trainer = Model(model.inputs, model.outputs)
     rate = optimizers.schedules.CosineDecay(settings.learning_rate, settings.n_steps)
     trainer.compile(
-        optimizers.AdamW(rate, weight_decay=1e-3, clipnorm=1.0),
+        FusedAdam(rate, weight_decay=1e-3, clipnorm=1.0),
         loss=model.loss,
         jit_compile=needs_compilation(),
         steps_per_execution=1 if backend.backend() == "torch" else n_between,  # torch takes no more
@@ -150,7 +156,7 @@ def train_block_network(
     # TensorFlow traces a step that still creates variables twice, which takes longer than a hundred steps.
     trainer.optimizer.build(trainer.trainable_variables)
     trainer.fit(
-        batches(),
+        _tensorflow_dataset(batches, first) if backend.backend() == "tensorflow" else batches(),
         epochs=n_checks,
         steps_per_epoch=n_between,
         callbacks=[callbacks.LambdaCallback(on_epoch_end=lambda _, logs: check(logs["loss"]))],
@@ -159,3 +165,19 @@ def train_block_network(
     )
     model.set_weights(kept)
     return history
+
+
+def _tensorflow_dataset(batches: Callable[[], Iterator[Any]], first: Batch) -> Any:
+    """Batches of the shapes of the first, drawn ahead.
+
+    Of a generator Keras itself makes a dataset whose batches may be of any size, which is slower, and that tunes
+    itself: the thread which does so may hold up the end for as long as half the training took.
+    """
+    from tensorflow import TensorSpec, data
+
+    inputs, answer = first
+    shapes = tuple(TensorSpec(part.shape, part.dtype) for part in inputs), TensorSpec(answer.shape, answer.dtype)
+    options = data.Options()
+    options.autotune.enabled = False
+    dataset = data.Dataset.from_generator(batches, output_signature=shapes)
+    return dataset.prefetch(DRAWN_AHEAD).with_options(options)
