@@ -192,6 +192,7 @@ def network_inputs(
     loadings: np.ndarray,
     cells: np.ndarray | None = None,
     targets: np.ndarray | None = None,
+    room: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Blocks of correlated genes and features of the targets, for a batch.
 
@@ -209,6 +210,8 @@ def network_inputs(
         Of the cells and the genes; their products, component by component, are features too.
     cells, targets
         ``(n_rows,)`` cell of each row and ``(n_rows, n_targets)`` genes in it. Default: all genes of each cell.
+    room
+        What to return, to be filled. Default: new arrays.
 
     Returns
     -------
@@ -218,9 +221,14 @@ def network_inputs(
         n_cells, n_genes = channels.shape[:2]
         cells, targets = np.arange(n_cells), np.tile(np.arange(n_genes), (n_cells, 1))
     n_rows, n_targets = targets.shape
-    blocks = np.empty((n_rows, n_targets * neighbours.shape[1], channels.shape[2] + 1), dtype=np.float32)
+    if room is None:
+        n_features = own.shape[2] + shared.shape[1] + loadings.shape[1]
+        room = (
+            np.empty((n_rows, n_targets * neighbours.shape[1], channels.shape[2] + 1), dtype=np.float32),
+            np.empty((n_rows, n_targets, n_features), dtype=np.float32),
+        )
+    blocks, of_gene = room
     lay_blocks(channels, weighted, neighbours, correlations, cells, targets, blocks)
-    of_gene = np.empty((n_rows, n_targets, own.shape[2] + shared.shape[1] + loadings.shape[1]), dtype=np.float32)
     join_features(own, shared.astype(np.float32), scores, loadings, cells, targets, of_gene)
     return blocks, of_gene
 

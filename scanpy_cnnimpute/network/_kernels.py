@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit, prange
 
 
@@ -56,6 +57,32 @@ def join_features(own, shared, scores, loadings, cells, targets, out):  # type: 
                 out[i, position, n_own + c] = shared[g, c]
             for c in range(k):
                 out[i, position, n_own + n_shared + c] = scores[cell, c] * loadings[g, c]
+
+
+@njit(parallel=True, cache=True)
+def lay_known(indptr, indices, data, rows, position, expected, level, shape, floor, lowest, highest, channels, own):  # type: ignore[no-untyped-def]
+    """Pearson residuals and what else is known of each gene in some rows of CSR counts, in one pass.
+
+    ``(n_rows, n_genes)``: `expected` and its logarithm `level`; gene j of the counts is ``position[j]`` of these, or
+    none if negative. `channels`: residual, level; `own`: level, whether the count is zero, log1p(count), residual.
+    """
+    for i in prange(rows.size):
+        for g in range(shape.size):
+            mean = expected[i, g]
+            spread = np.sqrt(mean + mean * mean / shape[g] + floor)
+            residual = min(max(-mean / spread, lowest), highest)
+            channels[i, g, 0], channels[i, g, 1] = residual, level[i, g]
+            own[i, g, 0], own[i, g, 1], own[i, g, 2], own[i, g, 3] = level[i, g], 1, 0, residual
+        for entry in range(indptr[rows[i]], indptr[rows[i] + 1]):
+            g = position[indices[entry]]
+            count = np.float32(data[entry])
+            if g < 0 or count == 0:
+                continue
+            mean = expected[i, g]
+            spread = np.sqrt(mean + mean * mean / shape[g] + floor)
+            residual = min(max((count - mean) / spread, lowest), highest)
+            channels[i, g, 0] = residual
+            own[i, g, 1], own[i, g, 2], own[i, g, 3] = 0, np.log1p(count), residual
 
 
 @njit(parallel=True, cache=True)

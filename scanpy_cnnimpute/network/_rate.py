@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._threads import single_threaded_blas
-from ._blocks import BlockNetworks, batches, correlated_genes, network_inputs, stacked
+from ._blocks import BlockNetworks, batches, correlated_genes, network_inputs
+from ._kernels import lay_known
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,7 @@ FEWEST_VALIDATION_CELLS = 10
 LOWEST_RATE = 1e-3  # added before a logarithm
 FLOOR_VARIANCE = 0.01
 RESIDUAL_RANGE = (-5.0, 8.0)
+DESCRIBED_CELLS = 256  # at a time, for the correlations
 PREDICTED_BLOCK = 1_000_000  # entries of cells x genes that are described at a time
 PREDICTED_ENTRIES = 240_000  # of them, predicted at once: a call has a cost of its own
 PREDICTED_SHAPES = 8
@@ -62,22 +64,42 @@ class ExpectedCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Counts, of all genes or of those of the network, and expectations, which inputs are made of."""
+    """Counts and expectations, which inputs are made of, and features of the cells."""
 
     counts: sp.csr_array
     scores: np.ndarray
-    loadings: np.ndarray
-    cells: np.ndarray  # features
+    loadings: np.ndarray  # of the network's genes
+    cells: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """What inputs are made of: float32, ``(n_cells, n_network_genes, ...)``, `cells` ``(n_cells, n_features)``."""
+    """What inputs are made of: float32, ``(n_cells, n_network_genes, ...)``, `cells` ``(n_cells, n_features)``.
 
+    Filled again and again: memory that is new takes longer than what is written to it.
+    """
+
+    expected: np.ndarray
+    level: np.ndarray
     channels: np.ndarray
     own: np.ndarray
     cells: np.ndarray
-    expected: np.ndarray
+
+    @classmethod
+    def room(cls, n_cells: int, n_genes: int, n_features: int) -> _Known:
+        """For so many cells, to be filled."""
+        shape = n_cells, n_genes
+        return cls(
+            expected=np.empty(shape, dtype=np.float32),
+            level=np.empty(shape, dtype=np.float32),
+            channels=np.empty((*shape, N_CHANNELS - 1), dtype=np.float32),
+            own=np.empty((*shape, N_OWN_FEATURES), dtype=np.float32),
+            cells=np.empty((n_cells, n_features), dtype=np.float32),
+        )
+
+    def first(self, n_cells: int) -> _Known:
+        """Of the first cells."""
+        return _Known(**{name: part[:n_cells] for name, part in vars(self).items()})
 
 
 class RateNetworks(BlockNetworks):
@@ -119,16 +141,18 @@ class RateNetworks(BlockNetworks):
         parts = np.array_split(indices, 1 + indices.size // 2**20)
         detected = np.sum([np.bincount(part, minlength=counts.shape[1]) for part in parts], axis=0)
         self._choose_genes(detected, cells.size)
+        self._position = np.full(counts.shape[1], -1)
+        self._position[self._genes] = np.arange(self._genes.size)
         self._shape = given.shape[self._genes]
         train = self._source(given.train, given.train_scores, given.train_loadings)
-        # Chosen once: these cells are drawn again and again.
-        train = replace(train, counts=given.train[:, self._genes])
         split = np.flatnonzero(np.isin(given.cells, cells))
         mean = train.scores[split].mean(axis=0) @ train.loadings.T
         level = np.log(mean + LOWEST_RATE)
-        residuals = np.concatenate(
-            [self._residuals(train, rows)[0] for rows in np.array_split(split, max(1, split.size // 256))]
-        )
+        residuals = np.empty((split.size, self._genes.size), dtype=np.float32)
+        room = self._room(train, DESCRIBED_CELLS)
+        for start in range(0, split.size, DESCRIBED_CELLS):
+            part = slice(start, start + DESCRIBED_CELLS)
+            residuals[part] = self._known(train, split[part], room).channels[..., 0]
         self._neighbours, self._correlations = correlated_genes(residuals, self.settings.n_top)
         self._features = np.column_stack([level - level.mean(), np.log(self._shape), self._correlations])
         bar.update()
@@ -149,28 +173,37 @@ class RateNetworks(BlockNetworks):
             cells=np.column_stack([profile, depth - depth.mean()]).astype(np.float32),
         )
 
-    def _residuals(self, source: _Source, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pearson residuals, counts and expectations, ``(n_rows, n_network_genes)`` float32."""
-        part = source.counts[rows]
-        part = part if part.shape[1] == self._genes.size else part[:, self._genes]
-        counts = part.toarray().astype(np.float32)
-        expected = source.scores[rows] @ source.loadings.T
-        variance = expected + expected**2 / self._shape.astype(np.float32) + FLOOR_VARIANCE
-        return np.clip((counts - expected) / np.sqrt(variance), *RESIDUAL_RANGE), counts, expected
+    def _room(self, source: _Source, n_cells: int) -> _Known:
+        return _Known.room(n_cells, self._genes.size, source.cells.shape[1])
 
-    def _known(self, source: _Source, rows: np.ndarray) -> _Known:
-        """What the inputs of these cells are made of."""
-        residuals, counts, expected = self._residuals(source, rows)
-        level = np.log(expected + np.float32(LOWEST_RATE))
-        return _Known(
-            channels=stacked(residuals, level),
-            own=stacked(level, counts == 0, np.log1p(counts), residuals),
-            cells=source.cells[rows],
-            expected=expected,
+    def _known(self, source: _Source, rows: np.ndarray, room: _Known) -> _Known:
+        """What the inputs of these cells are made of, in the first rows of the room for it."""
+        known = room.first(rows.size)
+        np.matmul(source.scores[rows], source.loadings.T, out=known.expected)
+        np.add(known.expected, LOWEST_RATE, out=known.level)
+        np.log(known.level, out=known.level)
+        known.cells[:] = source.cells[rows]
+        lay_known(
+            source.counts.indptr,
+            source.counts.indices,
+            source.counts.data,
+            rows,
+            self._position,
+            known.expected,
+            known.level,
+            self._shape.astype(np.float32),
+            *np.array([FLOOR_VARIANCE, *RESIDUAL_RANGE], dtype=np.float32),
+            known.channels,
+            known.own,
         )
+        return known
 
     def _inputs(
-        self, known: _Known, cells: np.ndarray | None = None, targets: np.ndarray | None = None
+        self,
+        known: _Known,
+        cells: np.ndarray | None = None,
+        targets: np.ndarray | None = None,
+        room: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> list[np.ndarray]:
         """Blocks of correlated genes, features of the targets and of the cells."""
         blocks, of_gene = network_inputs(
@@ -185,8 +218,17 @@ class RateNetworks(BlockNetworks):
             np.empty((self._genes.size, 0), dtype=np.float32),
             cells,
             targets,
+            room,
         )
-        return [blocks, of_gene, known.cells if cells is None else known.cells[cells]]
+        return [blocks, of_gene, known.cells.copy() if cells is None else known.cells[cells]]
+
+    def _input_room(self, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """For the inputs of as many rows of targets as are predicted at once."""
+        n_rows = max(1, PREDICTED_ENTRIES // width // PREDICTED_SHAPES) * PREDICTED_SHAPES
+        return (
+            np.empty((n_rows, width * self.settings.n_top, N_CHANNELS), dtype=np.float32),
+            np.empty((n_rows, width, N_OWN_FEATURES + self._features.shape[1]), dtype=np.float32),
+        )
 
     def _network(self, weights: list[np.ndarray] | None = None, seed: int = 0, n_targets: int | None = None) -> Any:
         from ._block_model import build_block_network, held_out_deviance
@@ -213,8 +255,11 @@ class RateNetworks(BlockNetworks):
         order = rng.permutation(split)
         n_validation = max(min(FEWEST_VALIDATION_CELLS, split.size // 2), int(VALIDATION_SHARE * split.size))
 
+        checked = self._check_rows(order[:n_validation])
+        room = self._room(source, max(checked.size, self._batch_size()))
+
         def batch(rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-            known = self._known(source, rows)
+            known = self._known(source, rows, room)
             inputs = self._inputs(known)
             held_out = test[rows].toarray()
             # What is expected once the first set is known: all entries teach, though only zeros are imputed.
@@ -226,7 +271,7 @@ class RateNetworks(BlockNetworks):
         history = train_block_network(
             model,
             lambda: batch(next(drawn)),
-            batch(self._check_rows(order[:n_validation])),
+            batch(checked),
             self.settings,
         )
         self._remember(member, model, history)
@@ -238,20 +283,19 @@ class RateNetworks(BlockNetworks):
         # Rows of few targets each, since those that are asked for differ from cell to cell.
         width = min(PREDICTED_TARGETS, self._genes.size)
         models = [self._network(weights, n_targets=width) for weights in self._weights]
-        position = np.full(counts.shape[1], -1)
-        position[self._genes] = np.arange(self._genes.size)
-        height = max(1, PREDICTED_BLOCK // counts.shape[1])
+        height = min(max(1, PREDICTED_BLOCK // counts.shape[1]), cells.size)
+        room = self._room(source, height), self._input_room(width)
         for start in range(0, cells.size, height):
             block = cells[start : start + height]
 
             def predict_at(
                 indptr: np.ndarray, genes: np.ndarray, block: np.ndarray = block
             ) -> tuple[np.ndarray, np.ndarray]:
-                found, target = np.zeros(genes.size, dtype=np.float32), position[genes]
+                found, target = np.zeros(genes.size, dtype=np.float32), self._position[genes]
                 entries = np.flatnonzero(target >= 0)
                 if models and entries.size:
                     sizes = np.diff(np.searchsorted(entries, indptr))
-                    found[entries] = self._correct(models, source, block, sizes, target[entries], width)
+                    found[entries] = self._correct(models, source, block, sizes, target[entries], room)
                 return found, np.zeros_like(found)
 
             yield block, predict_at
@@ -263,11 +307,12 @@ class RateNetworks(BlockNetworks):
         cells: np.ndarray,
         sizes: np.ndarray,
         target: np.ndarray,
-        width: int,
+        room: tuple[_Known, tuple[np.ndarray, np.ndarray]],
     ) -> np.ndarray:
         """Mean prediction for so many targets of each cell, which stand one after the other."""
         from ._block_model import LARGEST_CORRECTION
 
+        most_rows, width = room[1][1].shape[:2]
         n_rows = -(-sizes // width)  # of each cell; the last is filled up
         row_cell = np.repeat(np.arange(cells.size), n_rows)
         first_entry, first_row = np.cumsum(sizes) - sizes, np.cumsum(n_rows) - n_rows
@@ -276,13 +321,13 @@ class RateNetworks(BlockNetworks):
         targets.ravel()[places] = target
         predicted = np.empty((row_cell.size, width), dtype=np.float32)
         with single_threaded_blas():
-            known = self._known(source, cells)
+            known = self._known(source, cells, room[0])
         # Batches of few shapes: a new one is compiled anew.
-        shape = max(1, PREDICTED_ENTRIES // width // PREDICTED_SHAPES)
-        n_batches = -(-row_cell.size // (shape * PREDICTED_SHAPES))
-        for rows in np.array_split(np.arange(row_cell.size), n_batches):
-            padded = np.resize(rows, -(-rows.size // shape) * shape)
-            batch = self._inputs(known, row_cell[padded], targets[padded])
+        height = most_rows // PREDICTED_SHAPES
+        for rows in np.array_split(np.arange(row_cell.size), -(-row_cell.size // most_rows)):
+            padded = np.resize(rows, -(-rows.size // height) * height)
+            blocks, of_gene = (part[: padded.size] for part in room[1])
+            batch = self._inputs(known, row_cell[padded], targets[padded], (blocks, of_gene))
             outputs = [np.asarray(model.predict_on_batch(batch))[: rows.size] for model in models]
             predicted[rows] = np.mean(outputs, axis=0)
         return np.clip(predicted.ravel()[places], -LARGEST_CORRECTION, LARGEST_CORRECTION)
