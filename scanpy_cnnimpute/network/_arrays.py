@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from .._labels import distinct_names
 from .._matrix import check_probabilities, log_normalised, to_csr, values_problem
+from ._kernels import fill_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -145,7 +146,7 @@ def assemble(X: Any, counts: sp.csr_array, clusters: Iterable[tuple[np.ndarray, 
         dense = X.astype(dtype, order="C")
         for cells, predictions in chain([] if first is None else [first], parts):
             for genes, values in predictions:
-                dense[np.repeat(cells, np.diff(values.indptr)), genes[values.indices]] = values.data
+                fill_rows(cells, values.indptr, values.indices, values.data, genes, dense)
         return dense
     filled = [(cells, _filled(counts[cells].astype(dtype), predictions)) for cells, predictions in clusters]
     rest = np.setdiff1d(np.arange(counts.shape[0]), np.concatenate([[], *(cells for cells, _ in filled)]))

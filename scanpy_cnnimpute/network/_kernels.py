@@ -116,3 +116,54 @@ def take_missing(missing, indptr, probability, genes, probabilities):  # type: i
                 genes[entry] = g
                 probabilities[entry] = probability[i, g]
                 entry += 1
+
+
+@njit(parallel=True, cache=True)
+def count_targets(indptr, genes, position, sizes):  # type: ignore[no-untyped-def]
+    """How many entries of each CSR row are of a gene that has a position, which is not negative."""
+    for i in prange(sizes.size):
+        n = 0
+        for entry in range(indptr[i], indptr[i + 1]):
+            n += position[genes[entry]] >= 0
+        sizes[i] = n
+
+
+@njit(parallel=True, cache=True)
+def lay_targets(indptr, genes, position, first_row, cells, targets):  # type: ignore[no-untyped-def]
+    """Positions of these entries in rows of the width of `targets`, those of cell i from ``first_row[i]`` on.
+
+    What is left of a cell's last row is 0; `cells` says which cell a row is of.
+    """
+    width = targets.shape[1]
+    for i in prange(indptr.size - 1):
+        n = 0
+        for entry in range(indptr[i], indptr[i + 1]):
+            target = position[genes[entry]]
+            if target >= 0:
+                targets[first_row[i] + n // width, n % width] = target
+                n += 1
+        last = -(-n // width)
+        for row in range(first_row[i], first_row[i] + last):
+            cells[row] = i
+        for rest in range(n, last * width):
+            targets[first_row[i] + rest // width, rest % width] = 0
+
+
+@njit(parallel=True, cache=True)
+def take_predicted(indptr, genes, position, first_row, predicted, out):  # type: ignore[no-untyped-def]
+    """What was predicted for these entries, from rows as in :func:`lay_targets`; `out` keeps the others."""
+    width = predicted.shape[1]
+    for i in prange(indptr.size - 1):
+        n = 0
+        for entry in range(indptr[i], indptr[i + 1]):
+            if position[genes[entry]] >= 0:
+                out[entry] = predicted[first_row[i] + n // width, n % width]
+                n += 1
+
+
+@njit(parallel=True, cache=True)
+def fill_rows(cells, indptr, indices, values, genes, out):  # type: ignore[no-untyped-def]
+    """Write CSR entries into dense rows: those of row i into ``out[cells[i]]``, column j into ``genes[j]``."""
+    for i in prange(cells.size):
+        for entry in range(indptr[i], indptr[i + 1]):
+            out[cells[i], genes[indices[entry]]] = values[entry]

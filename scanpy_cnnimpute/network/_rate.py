@@ -9,7 +9,7 @@ import numpy as np
 
 from .._threads import single_threaded_blas
 from ._blocks import BlockNetworks, batches, correlated_genes, network_inputs
-from ._kernels import lay_known
+from ._kernels import count_targets, lay_known, lay_targets, take_predicted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -281,9 +281,9 @@ class RateNetworks(BlockNetworks):
         given = self.expected
         source = self._source(counts, given.scores, given.loadings)
         # Rows of few targets each, since those that are asked for differ from cell to cell.
-        width = min(PREDICTED_TARGETS, self._genes.size)
+        width = max(1, min(PREDICTED_TARGETS, self._genes.size))
         models = [self._network(weights, n_targets=width) for weights in self._weights]
-        height = min(max(1, PREDICTED_BLOCK // counts.shape[1]), cells.size)
+        height = max(1, min(PREDICTED_BLOCK // counts.shape[1], cells.size))
         room = self._room(source, height), self._input_room(width)
         for start in range(0, cells.size, height):
             block = cells[start : start + height]
@@ -291,11 +291,9 @@ class RateNetworks(BlockNetworks):
             def predict_at(
                 indptr: np.ndarray, genes: np.ndarray, block: np.ndarray = block
             ) -> tuple[np.ndarray, np.ndarray]:
-                found, target = np.zeros(genes.size, dtype=np.float32), self._position[genes]
-                entries = np.flatnonzero(target >= 0)
-                if models and entries.size:
-                    sizes = np.diff(np.searchsorted(entries, indptr))
-                    found[entries] = self._correct(models, source, block, sizes, target[entries], room)
+                found = np.zeros(genes.size, dtype=np.float32)
+                if models:
+                    self._correct(models, source, block, indptr, genes, room, found)
                 return found, np.zeros_like(found)
 
             yield block, predict_at
@@ -305,20 +303,24 @@ class RateNetworks(BlockNetworks):
         models: list[Any],
         source: _Source,
         cells: np.ndarray,
-        sizes: np.ndarray,
-        target: np.ndarray,
+        indptr: np.ndarray,
+        genes: np.ndarray,
         room: tuple[_Known, tuple[np.ndarray, np.ndarray]],
-    ) -> np.ndarray:
-        """Mean prediction for so many targets of each cell, which stand one after the other."""
+        found: np.ndarray,
+    ) -> None:
+        """Write the mean prediction for entries of genes that the networks predict."""
         from ._block_model import LARGEST_CORRECTION
 
         most_rows, width = room[1][1].shape[:2]
-        n_rows = -(-sizes // width)  # of each cell; the last is filled up
-        row_cell = np.repeat(np.arange(cells.size), n_rows)
-        first_entry, first_row = np.cumsum(sizes) - sizes, np.cumsum(n_rows) - n_rows
-        places = np.arange(target.size) + np.repeat(first_row * width - first_entry, sizes)
-        targets = np.zeros((row_cell.size, width), dtype=np.int64)
-        targets.ravel()[places] = target
+        sizes = np.empty(cells.size, dtype=np.int64)
+        count_targets(indptr, genes, self._position, sizes)
+        if not sizes.any():
+            return
+        # The targets of a cell stand one after the other; its last row is filled up.
+        ends = np.cumsum(-(-sizes // width))
+        first_row = np.concatenate([[0], ends[:-1]])
+        row_cell, targets = np.empty(ends[-1], dtype=np.int64), np.empty((ends[-1], width), dtype=np.int64)
+        lay_targets(indptr, genes, self._position, first_row, row_cell, targets)
         predicted = np.empty((row_cell.size, width), dtype=np.float32)
         with single_threaded_blas():
             known = self._known(source, cells, room[0])
@@ -330,4 +332,5 @@ class RateNetworks(BlockNetworks):
             batch = self._inputs(known, row_cell[padded], targets[padded], (blocks, of_gene))
             outputs = [np.asarray(model.predict_on_batch(batch))[: rows.size] for model in models]
             predicted[rows] = np.mean(outputs, axis=0)
-        return np.clip(predicted.ravel()[places], -LARGEST_CORRECTION, LARGEST_CORRECTION)
+        np.clip(predicted, -LARGEST_CORRECTION, LARGEST_CORRECTION, out=predicted)
+        take_predicted(indptr, genes, self._position, first_row, predicted, found)
