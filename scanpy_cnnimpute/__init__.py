@@ -7,6 +7,6 @@ from importlib.metadata import version
 __version__ = version("scanpy-cnnimpute")
 
 from . import datasets, get, metrics, pl, pp, tl
-from .network import CNNImputer
+from .estimator import CNNImputer
 
 __all__ = ["CNNImputer", "datasets", "get", "metrics", "pl", "pp", "tl"]

@@ -172,7 +172,8 @@ def _keywords(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _impute(options: argparse.Namespace) -> None:
-    from . import _io, pp
+    from . import pp
+    from ._anndata import files as _io
 
     _check_output(options)
     adata = _io.read(options.input)
@@ -182,7 +183,8 @@ def _impute(options: argparse.Namespace) -> None:
 
 
 def _dropout(options: argparse.Namespace) -> None:
-    from . import _io, pp
+    from . import pp
+    from ._anndata import files as _io
 
     _check_output(options)
     adata = _io.read(options.input)
@@ -191,14 +193,15 @@ def _dropout(options: argparse.Namespace) -> None:
 
 
 def _check_output(options: argparse.Namespace) -> None:
-    from . import _io
+    from ._anndata import files as _io
 
     _io.check_suffix(options.output)
     _io.check_output(options.output, force=options.force)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from . import _io, tl
+    from . import tl
+    from ._anndata import files as _io
 
     csv = None if options.csv is None else _io.check_output(options.csv, force=options.force)
     table = tl.eval_clusters(_io.read(options.input), **_keywords(options))
@@ -210,8 +213,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from . import _io, datasets, pp, tl
-    from ._counts import layer_names
+    from . import datasets, pp, tl
+    from ._anndata import files as _io
+    from ._anndata.counts import layer_names
 
     _check_output(options)
     adata = datasets.five_cell_lines()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
+from ._checks import check_number
 
 
 class _Settings:
@@ -141,17 +141,3 @@ def resolve(preset: str, **overrides: Any) -> Settings:
             raise ValueError(msg)
         given[name] = check_number(name, value, kinds[name])
     return type(settings)(**{**settings.as_dict(), **given})
-
-
-def check_number(name: str, value: Any, kind: type, smallest: float | None = None) -> Any:
-    """The value as a plain Python number, or an error that names it; NumPy scalars are welcome, a bool is no number."""
-    plain: Any = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
-    allowed = (float, int) if kind is float else kind
-    fits = isinstance(plain, allowed) and (kind is bool or not isinstance(plain, bool))
-    if not fits:
-        msg = f"{name}={value!r} has type {type(value).__name__}, expected {kind.__name__}."
-        raise TypeError(msg)
-    if smallest is not None and not plain >= smallest:
-        msg = f"{name}={value!r} is not allowed: at least {smallest}."
-        raise ValueError(msg)
-    return plain

@@ -15,14 +15,14 @@ from helpers import assert_only_added, simulate
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute import metrics
 from scanpy_cnnimpute._threads import single_threaded_pool
-from scanpy_cnnimpute.mixture import (
+from scanpy_cnnimpute.dropout import (
     CalibratedModel,
     _allocation,
     _calibrated,
     depth_efficiency,
     fit_calibrated,
 )
-from scanpy_cnnimpute.mixture import _factor_kernels as kernels
+from scanpy_cnnimpute.dropout import _factor_kernels as kernels
 
 WRITTEN = {
     ("layers", "dropout_prob"),

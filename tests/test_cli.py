@@ -15,7 +15,8 @@ import pytest
 from helpers import assert_only_added, simulate
 
 import scanpy_cnnimpute as scnn
-from scanpy_cnnimpute import _cli, _io
+from scanpy_cnnimpute import _cli
+from scanpy_cnnimpute._anndata import files as _io
 
 GAMMA_NORMAL = ["--model", "gamma_normal"]
 QUICK = ["--preset", "paper", "--n-targets", "16", "--max-epochs", "2", "--quiet"]

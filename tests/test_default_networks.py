@@ -14,9 +14,9 @@ from keras import ops
 
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute import CNNImputer, metrics
-from scanpy_cnnimpute._model_store import load_model
-from scanpy_cnnimpute.mixture import _calibrated
-from scanpy_cnnimpute.network import STATUSES, _block_model, _blocks, _conditional, _low_rank
+from scanpy_cnnimpute._anndata.models import load_model
+from scanpy_cnnimpute.dropout import _calibrated
+from scanpy_cnnimpute.imputation import STATUSES, _block_model, _blocks, _conditional, _low_rank
 from scanpy_cnnimpute.presets import resolve
 
 FAST: dict[str, Any] = {"n_steps": 6, "verbose": False}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from sklearn.metrics import silhouette_score
 
-from scanpy_cnnimpute.density_peaks import adaptive_density_peaks
+from scanpy_cnnimpute.clustering.density_peaks import adaptive_density_peaks
 
 # tests/data/reference_cells.csv.gz, reference_density_peaks.csv.gz: R 4.2.2, the authors' adpclust(tsne$Y) on
 # Rtsne(t(log2(CPM + 1)), dims = 3, perplexity = 30) with seed 1, sc_celseq2_5cl_p1 (genes seen in >= 10 cells).

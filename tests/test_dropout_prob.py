@@ -98,7 +98,7 @@ def test_get_any_part(adata: ad.AnnData, cells: object, genes: object) -> None:
 def test_get_dask(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("dask.array")
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
-    monkeypatch.setattr("scanpy_cnnimpute._model_store.BLOCK_BYTES", 50 * 4 * 7)
+    monkeypatch.setattr("scanpy_cnnimpute._anndata.models.BLOCK_BYTES", 50 * 4 * 7)
     lazy = scnn.get.dropout_prob(adata, kind="dask")
     assert lazy.chunks[0] == (7,) * 8 + (4,)
     np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), adata.layers["dropout_prob"])
@@ -113,7 +113,7 @@ def test_parameters_survive_dropping_genes_and_cells(adata: ad.AnnData) -> None:
 def test_blocks_do_not_change_the_layer(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     expected = adata.layers["dropout_prob"].copy()
-    monkeypatch.setattr("scanpy_cnnimpute._model_store.BLOCK_BYTES", 1)
+    monkeypatch.setattr("scanpy_cnnimpute._anndata.models.BLOCK_BYTES", 1)
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     np.testing.assert_array_equal(adata.layers["dropout_prob"], expected)
 

@@ -19,8 +19,8 @@ from scipy.optimize import brentq
 from scipy.special import digamma
 
 from scanpy_cnnimpute import datasets
-from scanpy_cnnimpute.mixture import PARAMETERS, STATUSES, ZERO, fit_mixture, gamma_normal_posterior, log10_cpm
-from scanpy_cnnimpute.mixture._kernels import MAX_SHAPE, _digamma_and_trigamma, _gamma_shape
+from scanpy_cnnimpute.dropout import PARAMETERS, STATUSES, ZERO, fit_mixture, gamma_normal_posterior, log10_cpm
+from scanpy_cnnimpute.dropout.gamma_normal.em import MAX_SHAPE, _digamma_and_trigamma, _gamma_shape
 
 # tests/data/reference_mixture.csv.gz, reference_posterior.csv.gz: R 4.2.2, the authors' get_mix_parameters,
 # find_va_genes and calculate_weight on sc_celseq2_5cl_p1 (genes seen in >= 10 cells), in the clusters and with the
@@ -221,9 +221,9 @@ def test_any_counts_give_probabilities(n_cells: int, n_genes: int, largest: int,
 
 UNJITTED = """
 import numpy as np, scipy.sparse as sp, sys
-from scanpy_cnnimpute.density_peaks import adaptive_density_peaks
-from scanpy_cnnimpute.mixture import fit_mixture
-from scanpy_cnnimpute.network._inputs import select_inputs
+from scanpy_cnnimpute.clustering.density_peaks import adaptive_density_peaks
+from scanpy_cnnimpute.dropout import fit_mixture
+from scanpy_cnnimpute.imputation._inputs import select_inputs
 counts = sp.csr_array(np.load(sys.argv[1]))
 mixture = fit_mixture(counts, counts.sum(axis=1).astype(float), np.arange(counts.shape[0]) % 2, 2)
 peaks = adaptive_density_peaks(counts.toarray()[:25, :3].astype(float))

@@ -15,8 +15,8 @@ import scipy.sparse as sp
 from helpers import QUICK, dense, simulate
 
 from scanpy_cnnimpute import CNNImputer, _matrix
-from scanpy_cnnimpute.network import STATUSES, _inputs, _model, _training
-from scanpy_cnnimpute.network._adam import FusedAdam
+from scanpy_cnnimpute.imputation import STATUSES, _inputs, _model, _training
+from scanpy_cnnimpute.imputation.adam import FusedAdam
 from scanpy_cnnimpute.presets import PRESETS, NetworkSettings, resolve
 
 SMALL = NetworkSettings(n_targets=8, max_epochs=3)
@@ -494,6 +494,6 @@ def test_sparse_and_dense_inputs_agree(counts: sp.csr_matrix) -> None:
 
 
 def test_importing_the_network_loads_no_keras() -> None:
-    code = "import sys, scanpy_cnnimpute.network; print('keras' in sys.modules, 'tensorflow' in sys.modules)"
+    code = "import sys, scanpy_cnnimpute.imputation; print('keras' in sys.modules, 'tensorflow' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout.split() == ["False", "False"]

@@ -16,8 +16,8 @@ import pytest
 import scipy.sparse as sp
 
 import scanpy_cnnimpute as scnn
-from scanpy_cnnimpute.density_peaks import adaptive_density_peaks
-from scanpy_cnnimpute.mixture import PARAMETERS, gamma_normal_posterior
+from scanpy_cnnimpute.clustering.density_peaks import adaptive_density_peaks
+from scanpy_cnnimpute.dropout import PARAMETERS, gamma_normal_posterior
 
 ROOT = os.environ.get("SCNN_REFERENCE")
 pytestmark = pytest.mark.skipif(ROOT is None, reason="SCNN_REFERENCE is not set")

@@ -13,7 +13,7 @@ from helpers import simulate
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import scanpy_cnnimpute as scnn
-from scanpy_cnnimpute._counts import layer_names
+from scanpy_cnnimpute._anndata.counts import layer_names
 from scanpy_cnnimpute._threads import single_threaded_blas
 from scanpy_cnnimpute.pp import _dropout_prob
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 import scanpy_cnnimpute as scnn
-from scanpy_cnnimpute.mixture import ZERO, _kernels, log10_cpm
+from scanpy_cnnimpute.dropout import ZERO, _kernels, log10_cpm
 
 sys.path.append(str(Path(__file__).parents[1]))
 from suite.counts import resampled

@@ -7,8 +7,8 @@ import pandas as pd
 from scipy import sparse
 
 import scanpy_cnnimpute as scnn
-from scanpy_cnnimpute import density_peaks
-from scanpy_cnnimpute.network import _inputs
+from scanpy_cnnimpute.clustering import density_peaks
+from scanpy_cnnimpute.imputation import _inputs
 
 from .counts import resampled
 

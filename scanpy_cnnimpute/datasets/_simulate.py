@@ -10,8 +10,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scipy.special import expit
 
-from .._results import storable
-from ..presets import check_number
+from .._anndata.results import storable
+from .._checks import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import scipy.sparse as sp
 
-from .._counts import check_adata, get_counts
-from .._model_store import block_slices, check_unchanged, load_model, probability_blocks, require_model
+from .._anndata.counts import check_adata, get_counts
+from .._anndata.models import block_slices, check_unchanged, load_model, probability_blocks, require_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from .._model_store import StoredModel
+    from .._anndata.models import StoredModel
 
 Kind = Literal["dense", "sparse", "dask"]
 

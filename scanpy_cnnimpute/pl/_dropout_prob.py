@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import get
-from .._counts import get_counts
-from .._model_store import FUNCTION
+from .._anndata.counts import get_counts
+from .._anndata.models import FUNCTION
 from ._figure import LIGHT_GREY, add_colorbar, check_gene, finish, get_axes, stored_result
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from .._counts import check_adata
-from .._results import written_by
+from .._anndata.counts import check_adata
+from .._anndata.results import written_by
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import metrics
-from .._counts import check_adata, get_counts
-from .._model_store import block_slices
-from .._results import written_by
+from .._anndata.counts import check_adata, get_counts
+from .._anndata.models import block_slices
+from .._anndata.results import written_by
 from ._figure import GREY, add_colorbar, finish, get_axes
 
 if TYPE_CHECKING:

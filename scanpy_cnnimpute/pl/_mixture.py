@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from .._counts import get_counts
-from .._model_store import FUNCTION, check_unchanged, load_model, require_model
-from ..mixture import STATUSES, ZERO, GammaNormalMixture, gamma_normal_posterior, log10_cpm
+from .._anndata.counts import get_counts
+from .._anndata.models import FUNCTION, check_unchanged, load_model, require_model
+from ..dropout import STATUSES, ZERO, GammaNormalMixture, gamma_normal_posterior, log10_cpm
 from ._figure import BLUE, LIGHT_GREY, ORANGE, check_gene, finish, get_axes, stored_result
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-    from .._model_store import StoredModel
+    from .._anndata.models import StoredModel
 
 N_BINS = 40
 N_POINTS = 2000

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from .._model_store import FUNCTION
+from .._anndata.models import FUNCTION
 from ._figure import BLUE, GREY, LIGHT_GREY, finish, get_axes, stored_result
 
 if TYPE_CHECKING:

@@ -9,15 +9,16 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .._counts import check_adata, get_counts, layer_names, raw_matrix
+from .._anndata.counts import check_adata, get_counts, layer_names, raw_matrix
+from .._anndata.models import all_keys, check_unchanged, has_model, load_model, stored_models
+from .._anndata.results import Results, check_keys, cluster_codes, column_names
+from .._checks import check_number
 from .._logging import logger
 from .._matrix import check_probabilities
-from .._model_store import all_keys, check_unchanged, has_model, load_model, stored_models
-from .._results import Results, check_keys, cluster_codes, column_names
 from .._threads import limit_keras, limited_threads
-from ..mixture import CalibratedModel, fit_calibrated
-from ..network import ALL, STATUSES, CNNImputer, ExpectedCounts
-from ..presets import check_number
+from ..dropout import CalibratedModel, fit_calibrated
+from ..estimator import CNNImputer
+from ..imputation import ALL, STATUSES, ExpectedCounts
 from ._dropout_prob import DEFAULT_CLUSTER_KEY, MAX_LAYER_BYTES, fit_dropout_prob
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from .._model_store import StoredModel
-    from ..mixture import CalibratedFit
+    from .._anndata.models import StoredModel
+    from ..dropout import CalibratedFit
 
 Estimate = Literal["posterior_mean", "expected_count", "conditional"]
 POSTERIOR = ("posterior_mean", "expected_count")

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from .. import metrics
-from .._counts import check_adata, get_counts
-from .._logging import logger
-from .._model_store import (
+from .._anndata.counts import check_adata, get_counts
+from .._anndata.models import (
     FUNCTION,
     StoredModel,
     all_keys,
@@ -19,17 +18,18 @@ from .._model_store import (
     store_cells,
     store_mixture,
 )
-from .._results import Results, check_keys, cluster_codes
+from .._anndata.results import Results, check_keys, cluster_codes
+from .._checks import check_number
+from .._logging import logger
 from .._threads import limited_threads
-from ..mixture import depth_efficiency, fit_calibrated, fit_mixture
-from ..presets import check_number
+from ..dropout import depth_efficiency, fit_calibrated, fit_mixture
 from ..tl._cluster import cluster_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from scipy.sparse import csr_array
 
-    from ..mixture import CalibratedFit
+    from ..dropout import CalibratedFit
     from ..tl._cluster import Method as ClusterMethod
 
 Model = Literal["calibrated", "gamma_normal"]

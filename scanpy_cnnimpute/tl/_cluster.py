@@ -11,13 +11,13 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from .._counts import check_adata, get_counts
+from .._anndata.counts import check_adata, get_counts
+from .._anndata.results import Results, check_keys
+from .._checks import check_number
 from .._logging import logger
 from .._matrix import log_normalised
-from .._results import Results, check_keys
 from .._threads import single_threaded_blas, single_threaded_pool
-from ..density_peaks import adaptive_density_peaks
-from ..presets import check_number
+from ..clustering.density_peaks import adaptive_density_peaks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from .. import metrics
-from .._counts import check_adata, layer_matrices
-from .._results import Results, check_keys, cluster_codes
+from .._anndata.counts import check_adata, layer_matrices
+from .._anndata.results import Results, check_keys, cluster_codes
 from ._cluster import Method, _representation, check_method, cluster_coordinates, embed
 
 if TYPE_CHECKING:

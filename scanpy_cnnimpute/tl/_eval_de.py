@@ -11,10 +11,10 @@ from anndata import AnnData
 from scipy.stats import rankdata
 
 from .. import metrics
-from .._counts import check_adata, layer_matrices
+from .._anndata.counts import check_adata, layer_matrices
+from .._anndata.results import Results, check_keys
+from .._checks import check_number
 from .._matrix import log_normalised
-from .._results import Results, check_keys
-from ..presets import check_number
 from ._eval_gini import common_genes
 
 if TYPE_CHECKING:

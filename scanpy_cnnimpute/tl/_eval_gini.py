@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from .. import metrics
-from .._counts import check_adata, layer_matrices
+from .._anndata.counts import check_adata, layer_matrices
+from .._anndata.results import Results, check_keys
 from .._logging import logger
-from .._results import Results, check_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,9 +9,10 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import metrics
-from .._counts import check_adata, get_counts
-from .._results import Results, check_keys, cluster_codes
-from ..presets import PRESETS, check_number
+from .._anndata.counts import check_adata, get_counts
+from .._anndata.results import Results, check_keys, cluster_codes
+from .._checks import check_number
+from ..presets import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

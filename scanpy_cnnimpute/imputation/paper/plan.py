@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._logging import logger
-from . import _inputs
+from ..._logging import logger
+from . import inputs as _inputs
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-    from ..presets import NetworkSettings
-    from ._inputs import DropoutBlock
+    from ...presets import NetworkSettings
+    from .inputs import DropoutBlock
 
 STATUSES = (
     "imputed",

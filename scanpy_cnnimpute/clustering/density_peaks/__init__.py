@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ._adaptive import DensityPeaks, adaptive_density_peaks
+from .adaptive import DensityPeaks, adaptive_density_peaks
 
 __all__ = ["DensityPeaks", "adaptive_density_peaks"]

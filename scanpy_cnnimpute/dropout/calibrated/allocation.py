@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from ._factor_kernels import allocate
+from .kernels import allocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

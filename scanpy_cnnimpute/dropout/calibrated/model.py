@@ -9,9 +9,9 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import digamma
 
-from .._threads import single_threaded_blas, single_threaded_pool
-from ._allocation import Allocation
-from ._factor_kernels import (
+from ..._threads import single_threaded_blas, single_threaded_pool
+from .allocation import Allocation
+from .kernels import (
     held_out_gain,
     held_out_probability,
     missed_probability,

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import scipy.sparse as sp
 
-from .._logging import logger
-from .._threads import single_threaded_blas
-from ._kernels import join_features, lay_blocks, mark_missing, take_missing
-from ._tasks import FEWEST_CELLS, IMPUTED, NO_GAIN, NOT_MODELLED, NOTHING_MISSING, TOO_FEW_CELLS
+from ..._logging import logger
+from ..._threads import single_threaded_blas
+from ..paper.plan import FEWEST_CELLS, IMPUTED, NO_GAIN, NOT_MODELLED, NOTHING_MISSING, TOO_FEW_CELLS
+from .kernels import join_features, lay_blocks, mark_missing, take_missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tqdm import tqdm
 
-    from ..presets import BlockSettings
-    from ._arrays import Predicted
-    from ._inputs import DropoutBlock
+    from ...presets import BlockSettings
+    from ..arrays import Predicted
+    from ..paper.inputs import DropoutBlock
 
     PredictAt = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
     """Takes, in the order of CSR, `indptr` and genes of some entries; gives predictions and their standard deviations,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from .._threads import single_threaded_blas
-from ._blocks import BlockNetworks, batches, correlated_genes, network_inputs, stacked
-from ._low_rank import GeneLines, LowRank, fit_lines, fit_low_rank
+from ..._threads import single_threaded_blas
+from .features import BlockNetworks, batches, correlated_genes, network_inputs, stacked
+from .low_rank import GeneLines, LowRank, fit_lines, fit_low_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-    from ._blocks import PredictAt
+    from .features import PredictAt
 
 SMALLEST = np.float32(np.log(2.0))  # log1p of one count: a non-zero is not less
 ARRAYS = "arrays.npz"
@@ -290,7 +290,7 @@ class ConditionalNetworks(BlockNetworks):
         return [blocks, of_gene, of_cell.astype(np.float32)]
 
     def _network(self, weights: list[np.ndarray] | None = None, seed: int = 0) -> Any:
-        from ._block_model import build_block_network, hidden_mse
+        from .architecture import build_block_network, hidden_mse
 
         k = self.low_rank.loadings.shape[1]
         n_gene_features = 3 + self._features.shape[1] + self.settings.n_top + k
@@ -305,7 +305,7 @@ class ConditionalNetworks(BlockNetworks):
         self, hidden: list[tuple[Visible, sp.csr_array]], validation: int, rng: np.random.Generator, member: int
     ) -> Any:
         """Train one network on all folds but one, which decides when it is best."""
-        from ._block_model import train_block_network
+        from .architecture import train_block_network
 
         model = self._network(seed=int(rng.integers(2**30)))
         scale = self.lines.sd[self._genes]

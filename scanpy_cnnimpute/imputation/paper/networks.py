@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from . import _inputs
-from ._tasks import IMPUTED, NO_INPUTS, TRAINING_FAILED, Plan, Task, plan
+from . import inputs as _inputs
+from .plan import IMPUTED, NO_INPUTS, TRAINING_FAILED, Plan, Task, plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-    from ..presets import NetworkSettings
-    from ._arrays import Predicted
-    from ._inputs import DropoutBlock
-    from ._model import Network
+    from ...presets import NetworkSettings
+    from ..arrays import Predicted
+    from .architecture import Network
+    from .inputs import DropoutBlock
 
 
 class PublishedNetworks:
@@ -68,7 +68,7 @@ class PublishedNetworks:
             network: Network | None = None
             for cluster, (planned, _) in enumerate(plans):
                 if planned.subsets and network is None:
-                    from ._model import Network
+                    from .architecture import Network
 
                     network = Network(self.settings)
                 cells = members[cluster]
@@ -78,7 +78,7 @@ class PublishedNetworks:
         self, counts: sp.csr_array, codes: np.ndarray, block: DropoutBlock
     ) -> Iterator[tuple[np.ndarray, list[Predicted]]]:
         """Predict the missing entries of cells that have a cluster; yields as :meth:`fit_fill`."""
-        from ._model import Network
+        from .architecture import Network
 
         network = Network(self.settings) if self.tasks else None
         for cluster in np.unique(codes[codes >= 0]):
@@ -97,7 +97,7 @@ class PublishedNetworks:
 
     def save(self, folder: Path) -> list[dict[str, Any]]:
         """Write the networks into a folder; returns what to tell :meth:`load`."""
-        from ._model import build_network
+        from .architecture import build_network
 
         model = build_network(self.settings)
         networks = []
@@ -161,8 +161,8 @@ class PublishedNetworks:
     def _train(
         self, network: Network, task: Task, values: sp.csr_array, by_gene: sp.csc_array, missing: np.ndarray
     ) -> dict[str, list[float]]:
-        from ._model import MASK
-        from ._training import train
+        from .architecture import MASK
+        from .training import train
 
         targets = by_gene[:, task.targets].toarray()
         targets[missing] = MASK
@@ -173,7 +173,7 @@ class PublishedNetworks:
         self, network: Network, task: Task, values: sp.csr_array, missing: np.ndarray
     ) -> tuple[sp.csr_array, np.ndarray]:
         """Predicted counts of the missing entries (cells x targets), and which targets were predicted finitely."""
-        from ._training import predict
+        from .training import predict
 
         predicted = predict(network.model, values[:, task.inputs], self.settings)[:, : task.targets.size]
         # A network that runs away gives infinite counts: such genes stay as they are.

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, gammaln, xlogy
 
-from ._kernels import FIT_FAILED, FIT_NO_COUNTS, LOG_SQRT_2PI, fit_genes
+from .em import FIT_FAILED, FIT_NO_COUNTS, LOG_SQRT_2PI, fit_genes
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

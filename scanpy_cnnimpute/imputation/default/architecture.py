@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from ._backend import needs_compilation
+from ..backend import needs_compilation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import keras
 
-    from ..presets import BlockSettings
+    from ...presets import BlockSettings
 
     Batch = tuple[list[np.ndarray], np.ndarray]
 
@@ -115,7 +115,7 @@ def train_block_network(
     """
     from keras import Model, backend, callbacks, ops, optimizers
 
-    from ._adam import FusedAdam
+    from ..adam import FusedAdam
 
     n_threads, kept = numba.get_num_threads(), model.get_weights()
     history: dict[str, list[float]] = {"loss": [], "val_loss": []}

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._model import MASK, n_inputs
+from .architecture import MASK, n_inputs
 
 if TYPE_CHECKING:
     import keras
     from scipy.sparse import csr_array
 
-    from ..presets import NetworkSettings
-    from ._model import Network
+    from ...presets import NetworkSettings
+    from .architecture import Network
 
 PREDICTION_BATCH = 256
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._kernels import densities, separations, silhouettes
+from .kernels import densities, separations, silhouettes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import get_num_threads, njit, prange
 
-from .._threads import single_threaded_blas
+from ..._threads import single_threaded_blas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from scipy.sparse import csc_array
 
-    from ..presets import NetworkSettings
+    from ...presets import NetworkSettings
 
     DropoutBlock = Callable[[np.ndarray, np.ndarray], np.ndarray]
     """Maps indices of cells and of genes to their dropout probabilities, ``(n_cells, n_genes)``."""

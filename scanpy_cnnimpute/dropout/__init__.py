@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ._calibrated import (
+from .calibrated.model import (
     CalibratedFit,
     CalibratedModel,
     depth_efficiency,
     fit_calibrated,
 )
-from ._gamma_normal import (
+from .gamma_normal.model import (
     PARAMETERS,
     STATUSES,
     ZERO,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._threads import single_threaded_blas
-from ._blocks import BlockNetworks, batches, correlated_genes, network_inputs
-from ._kernels import count_targets, lay_known, lay_targets, take_predicted
+from ..._threads import single_threaded_blas
+from .features import BlockNetworks, batches, correlated_genes, network_inputs
+from .kernels import count_targets, lay_known, lay_targets, take_predicted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from tqdm import tqdm
 
-    from ..presets import BlockSettings
-    from ._blocks import PredictAt
+    from ...presets import BlockSettings
+    from .features import PredictAt
 
 N_CHANNELS = 3
 N_OWN_FEATURES = 4
@@ -231,7 +231,7 @@ class RateNetworks(BlockNetworks):
         )
 
     def _network(self, weights: list[np.ndarray] | None = None, seed: int = 0, n_targets: int | None = None) -> Any:
-        from ._block_model import build_block_network, held_out_deviance
+        from .architecture import build_block_network, held_out_deviance
 
         sizes = (
             n_targets or self._genes.size,
@@ -246,7 +246,7 @@ class RateNetworks(BlockNetworks):
 
     def _train(self, source: _Source, split: np.ndarray, rng: np.random.Generator, member: int) -> None:
         """Train one network on most of these rows of the source; the others decide when it is best."""
-        from ._block_model import train_block_network
+        from .architecture import train_block_network
 
         model = self._network(seed=int(rng.integers(2**30)))
         first, second = (part.sum(axis=1, dtype=np.float64) for part in (self.expected.train, self.expected.test))
@@ -309,7 +309,7 @@ class RateNetworks(BlockNetworks):
         found: np.ndarray,
     ) -> None:
         """Write the mean prediction for entries of genes that the networks predict."""
-        from ._block_model import LARGEST_CORRECTION
+        from .architecture import LARGEST_CORRECTION
 
         most_rows, width = room[1][1].shape[:2]
         sizes = np.empty(cells.size, dtype=np.int64)

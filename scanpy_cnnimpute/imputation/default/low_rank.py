@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from .._threads import single_threaded_blas
-from ._kernels import sum_rows
+from ..._threads import single_threaded_blas
+from .kernels import sum_rows
 
 ZERO_WEIGHT = 0.1  # of a zero, against 1 of a count: it says that little was there, or that it was missed
 ZERO_VALUE = -1.0  # what a zero stands for, in standard deviations of the gene

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from anndata import ImplicitModificationWarning
 
-from ._labels import distinct_names
-from ._logging import logger
+from .._labels import distinct_names
+from .._logging import logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ class Results:
 
     def write(self, record: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         """Put everything into the AnnData; what an earlier call left and this one does not write goes."""
-        from . import __version__
+        from .. import __version__
 
         with warnings.catch_warnings():
             # Writing to a view makes it an actual AnnData, which is what the caller asked for.

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from ._matrix import is_integer, to_csr, values_problem
+from .._matrix import is_integer, to_csr, values_problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,12 +11,12 @@ import scipy.sparse as sp
 
 from .._labels import distinct_names
 from .._matrix import check_probabilities, log_normalised, to_csr, values_problem
-from ._kernels import fill_rows
+from .default.kernels import fill_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ._inputs import DropoutBlock
+    from .paper.inputs import DropoutBlock
 
     Predicted = tuple[np.ndarray, sp.csr_array]
 

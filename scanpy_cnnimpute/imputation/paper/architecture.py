@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._backend import needs_compilation
+from ..backend import needs_compilation
 
 if TYPE_CHECKING:
     import keras
 
-    from ..presets import NetworkSettings
+    from ...presets import NetworkSettings
 
 MASK = -1.0
 """Value of a target that takes no part in the loss."""
@@ -40,7 +40,7 @@ def build_network(settings: NetworkSettings) -> keras.Model:
     """
     from keras import Model, layers
 
-    from ._adam import FusedAdam
+    from ..adam import FusedAdam
 
     def block(x: Any) -> Any:
         # Zeros, since an initialiser without a seed draws one from Python's global generator.

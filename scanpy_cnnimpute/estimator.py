@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from ..presets import BlockSettings, check_number, resolve
-from . import _arrays, _files
-from ._blocks import BlockNetworks
-from ._conditional import ConditionalNetworks
-from ._published import PublishedNetworks
-from ._rate import RateNetworks
+from . import _saved as _files
+from ._checks import check_number
+from .imputation import arrays as _arrays
+from .imputation.default.features import BlockNetworks
+from .imputation.default.molecules import RateNetworks
+from .imputation.default.nonzero import ConditionalNetworks
+from .imputation.paper.networks import PublishedNetworks
+from .presets import BlockSettings, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from ._arrays import Predicted
-    from ._blocks import Estimate
-    from ._inputs import DropoutBlock
-    from ._rate import ExpectedCounts
+    from .imputation.arrays import Predicted
+    from .imputation.default.features import Estimate
+    from .imputation.default.molecules import ExpectedCounts
+    from .imputation.paper.inputs import DropoutBlock
 
     Networks = PublishedNetworks | ConditionalNetworks | RateNetworks
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ._results import column_names, written_by
-from .mixture import PARAMETERS, STATUSES, CalibratedModel, GammaNormalMixture
+from ..dropout import PARAMETERS, STATUSES, CalibratedModel, GammaNormalMixture
+from .results import column_names, written_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from scipy.sparse import csr_array
 
-    from ._results import Results
-    from .mixture import CalibratedFit
+    from ..dropout import CalibratedFit
+    from .results import Results
 
 FUNCTION = "pp.dropout_prob"
 # Cells of a block whose dense probabilities take about this much memory.
