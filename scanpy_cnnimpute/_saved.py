@@ -1,4 +1,4 @@
-"""A fitted imputer as a folder: its networks, what they need, and one JSON, all or nothing."""
+"""A fitted imputer as a folder of arrays and one JSON, all or nothing."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
-FORMAT = 3
+FORMAT = 4
 DESCRIPTION = "imputer.json"
+ARRAYS = "arrays.npz"
 
 
-def save(path: Path, description: dict[str, Any], save_networks: Callable[[Path], Any], *, overwrite: bool) -> None:
-    """Write beside the destination, then rename; `save_networks` writes into a folder and says what is in it."""
+def save(path: Path, description: dict[str, Any], arrays: Mapping[str, np.ndarray], *, overwrite: bool) -> None:
+    """Write beside the destination, then rename."""
     if path.exists() and not (overwrite and (path / DESCRIPTION).is_file()):
         msg = f"{path} exists. Pass overwrite=True to replace a saved imputer, or choose another folder."
         raise FileExistsError(msg)
@@ -26,8 +29,8 @@ def save(path: Path, description: dict[str, Any], save_networks: Callable[[Path]
     try:
         new = temporary / "new"
         new.mkdir()
-        content = {"format": FORMAT, **description, "networks": save_networks(new)}
-        (new / DESCRIPTION).write_text(json.dumps(content), encoding="utf-8")
+        np.savez(new / ARRAYS, allow_pickle=False, **arrays)
+        (new / DESCRIPTION).write_text(json.dumps({"format": FORMAT, **description}), encoding="utf-8")
         if path.exists():
             path.rename(temporary / "old")
         new.rename(path)
@@ -35,18 +38,27 @@ def save(path: Path, description: dict[str, Any], save_networks: Callable[[Path]
         shutil.rmtree(temporary)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The description."""
-    file = path / DESCRIPTION
-    if not file.is_file():
-        msg = f"{path} holds no saved CNNImputer: {DESCRIPTION} is missing."
-        raise FileNotFoundError(msg)
+def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Description and arrays; nothing is unpickled, and nothing outside the folder is read."""
+    for name in (DESCRIPTION, ARRAYS):
+        if (path / name).is_symlink():
+            msg = f"{path} holds no readable CNNImputer: {name} is a link to another place."
+            raise ValueError(msg)
+        if not (path / name).is_file():
+            msg = f"{path} holds no saved CNNImputer: {name} is missing."
+            raise FileNotFoundError(msg)
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
     except ValueError as error:
         msg = f"{path} holds no readable CNNImputer: {DESCRIPTION} is damaged ({error})."
         raise ValueError(msg) from error
-    if description.get("format") != FORMAT:
-        msg = f"{path} has format {description.get('format')!r}; this version reads format {FORMAT}."
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        msg = f"{path} has format {found!r}; this version reads format {FORMAT}."
         raise ValueError(msg)
-    return description
+    try:
+        with np.load(path / ARRAYS, allow_pickle=False) as arrays:
+            return description, {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
+        msg = f"{path} holds no readable CNNImputer: {ARRAYS} is damaged ({error})."
+        raise ValueError(msg) from error

@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from ._checks import check_number
 from ._logging import logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from threadpoolctl import ThreadpoolController
+
+
+MAX_THREADS = 2**15  # what the thread libraries accept; fewer are used where there are fewer cores
 
 
 @lru_cache(maxsize=1)
@@ -82,3 +86,8 @@ def limit_keras(n_jobs: int | None) -> None:
             n_jobs,
             threading.get_intra_op_parallelism_threads() or "one per core",
         )
+
+
+def check_n_jobs(n_jobs: int | None) -> int | None:
+    """Return the number of threads as a plain int, or None."""
+    return None if n_jobs is None else check_number("n_jobs", n_jobs, int, 1, MAX_THREADS)

@@ -1,31 +1,36 @@
-"""The estimator: one front for the networks of every preset."""
+"""``CNNImputer``: fit, transform, save and load every imputer, on arrays or an AnnData."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 
-from . import _saved as _files
-from ._checks import check_number
-from .imputation import arrays as _arrays
-from .imputation.default.features import BlockNetworks
-from .imputation.default.molecules import RateNetworks
-from .imputation.default.nonzero import ConditionalNetworks
-from .imputation.paper.networks import PublishedNetworks
-from .presets import BlockSettings, resolve
+from . import _saved
+from ._anndata.counts import get_counts, raw_matrix
+from ._anndata.fingerprint import check_built_on, check_fingerprint
+from ._anndata.models import load_dropout_model, load_imputer, require_dropout_model, require_imputer
+from ._checks import check_number, check_seed, quote_some
+from ._labels import distinct_names
+from ._matrix import check_counts, check_probabilities, to_csr
+from .dropout import MODELS, AllMissing, Clusters, Dropout, GivenProbabilities, ModelledDropout
+from .imputation import FitOptions, Imputed, Imputer, Targets, find_imputer, resolve_settings
+from .imputation.assemble import deviations, fill_zeros
+from .imputation.backend import check_backend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from .imputation.arrays import Predicted
-    from .imputation.default.features import Estimate
-    from .imputation.default.molecules import ExpectedCounts
-    from .imputation.paper.inputs import DropoutBlock
+    from .dropout import DropoutModel
 
-    Networks = PublishedNetworks | ConditionalNetworks | RateNetworks
+ARRAYS = "arrays.npz"
+CALLER = "CNNImputer"
+# Standard errors by which a gene has to be predicted worse than by its mean and by zeros to be left as it is.
+GATE = 5.0
 
 
 class CNNImputer:
@@ -35,139 +40,96 @@ class CNNImputer:
     ----------
     preset
         ``"default"``: one network for all cells and genes. ``"paper"``: one network per cluster and subset of target
-        genes. Each has its own settings; those not given have the preset's values.
-    threshold
-        A zero is predicted where its dropout probability is above this value (paper: 0.5).
-    n_top
-        Input genes for each target gene (5).
-    learning_rate
-        Adam's learning rate (default: 1e-2 at the first step; paper: 1e-4).
-    n_components
-        Default only: most components of the low rank; fewer for fewer than ten cells each (30).
-    n_folds
-        Default only: parts of the non-zeros, each of which is hidden once (5).
-    n_members
-        Default only: networks that are averaged (1).
-    n_steps
-        Default only: batches that a network is trained on (300).
-    n_targets
-        Paper only: target genes of one network (512).
-    max_dropout
-        Paper only: largest share of a cluster's cells in which an input gene may be called a dropout (0.5).
-    log
-        Paper only: train on log1p(counts) rather than on counts (True).
-    batch_size
-        Paper only: cells in a training batch (32).
-    max_epochs
-        Paper only: most epochs a network is trained for (150).
-    patience
-        Paper only: epochs without a better validation loss before training stops (5).
-    validation_fraction
-        Paper only: share of the cells of a cluster kept for the validation loss (0.1).
+        genes.
+    estimate
+        ``"posterior_mean"``, ``"expected_count"`` or ``"conditional"``; see :func:`~scanpy_cnnimpute.pp.cnn_impute`.
+        Default: the first, or the last with ``preset="paper"`` or if :meth:`fit` is given dropout probabilities.
+    gate
+        Leave genes as they are that held-out molecules say would be spoilt. Default: where the dropout model knows.
     random_state
-        Seed; every network draws from a stream of its own.
-    keep_models
-        Keep the weights (paper: 44 MB for each network), as :meth:`transform` and :meth:`save` need.
+        Seed.
     verbose
         Show a progress bar in a terminal.
+    settings
+        Settings of the preset, such as ``threshold`` or ``n_steps``: those of
+        :func:`~scanpy_cnnimpute.pp.cnn_impute`, with the same defaults.
 
     Attributes
     ----------
     genes_, clusters_
         Names, ``(n_genes,)`` and ``(n_clusters,)``.
     status_
-        ``(n_genes, n_clusters)`` int8, positions in :data:`scanpy_cnnimpute.network.STATUSES`.
+        ``(n_genes, n_clusters)`` int8, positions in :data:`scanpy_cnnimpute.imputation.STATUSES`; one column for imputers
+        without clusters.
     history_
         One dict per network: ``cluster``, ``subset``, ``n_targets``, ``n_inputs``, ``loss``, ``val_loss`` per epoch,
         or per check of the validation loss with the default preset, of which the first is before any training.
 
     Notes
     -----
-    The paper, "CNN-based model construction", for ``preset="paper"``. Values are counts on the way in and on the way
-    out. The default predicts what a count is, given that it is not zero; see
-    :class:`scanpy_cnnimpute.network.ConditionalNetworks`.
+    What :func:`~scanpy_cnnimpute.pp.cnn_impute` does, for arrays and for new cells. Values are counts on the way in and on
+    the way out. Cells of a saved imputer's kind are described by their own counts: it does not matter which others are
+    there.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from scanpy_cnnimpute import CNNImputer
-    >>> counts = np.random.default_rng(0).poisson(1.0, size=(40, 12))
-    >>> imputer = CNNImputer(n_steps=2, verbose=False)
-    >>> imputed = imputer.fit(counts).transform(counts)
-    >>> bool((imputed[counts > 0] == counts[counts > 0]).all())
-    True
+    >>> import scanpy_cnnimpute as scnn
+    >>> adata = scnn.datasets.five_cell_lines()[:, :300].copy()
+    >>> imputer = scnn.CNNImputer(n_steps=2, verbose=False).fit(adata[:200])
+    >>> imputed = imputer.transform(adata[200:])
+    >>> imputed.shape
+    (97, 300)
     """
 
     def __init__(
         self,
         *,
         preset: str = "default",
-        threshold: float | None = None,
-        n_top: int | None = None,
-        learning_rate: float | None = None,
-        n_components: int | None = None,
-        n_folds: int | None = None,
-        n_members: int | None = None,
-        n_steps: int | None = None,
-        n_targets: int | None = None,
-        max_dropout: float | None = None,
-        log: bool | None = None,
-        batch_size: int | None = None,
-        max_epochs: int | None = None,
-        patience: int | None = None,
-        validation_fraction: float | None = None,
+        estimate: str | None = None,
+        gate: bool | None = None,
         random_state: int = 0,
-        keep_models: bool = True,
         verbose: bool = True,
+        **settings: Any,
     ) -> None:
-        self.settings = resolve(
-            preset,
-            threshold=threshold,
-            n_top=n_top,
-            learning_rate=learning_rate,
-            n_components=n_components,
-            n_folds=n_folds,
-            n_members=n_members,
-            n_steps=n_steps,
-            n_targets=n_targets,
-            max_dropout=max_dropout,
-            log=log,
-            batch_size=batch_size,
-            max_epochs=max_epochs,
-            patience=patience,
-            validation_fraction=validation_fraction,
-        )
-        self.preset = preset
-        self.random_state = check_number("random_state", random_state, int, 0)
-        self.keep_models = keep_models
+        kind = find_imputer(preset, estimate)
+        self.preset, self.estimate = preset, estimate
+        self.gate = gate if gate is None else check_number("gate", gate, bool)
+        self.random_state = check_seed(random_state)
         self.verbose = verbose
-        self._networks: Networks | None = None
+        self._overrides = settings
+        if estimate is not None or kind.estimates == ("conditional",):
+            resolve_settings(kind, estimate or kind.estimates[0], settings)
+        self._imputer: Imputer | None = None
+        self._model: DropoutModel | None = None
 
     def fit(
         self,
         X: Any,
         *,
+        layer: str | None = None,
         dropout: Any = None,
         clusters: Sequence[Any] | None = None,
-        modelled: Mapping[str, np.ndarray] | None = None,
+        capture_efficiency: float | np.ndarray | None = None,
         genes: Sequence[str] | None = None,
-    ) -> CNNImputer:
-        """Train the networks.
+    ) -> Self:
+        """Fit the dropout model and train the networks.
 
         Parameters
         ----------
         X
-            ``(n_cells, n_genes)`` counts, dense or sparse.
+            ``(n_cells, n_genes)`` raw counts, dense or sparse, or an AnnData.
+        layer
+            Layer of the AnnData with the counts. Default: its `X`.
         dropout
-            Dropout probabilities of the same shape, dense or sparse, or a function of cell and gene indices that
-            returns a dense block. Default: every zero is missing.
+            Dropout probabilities of the same shape, dense or sparse. Default: those of a model that is fitted, the
+            calibrated one or, with ``preset="paper"``, the gamma-normal mixture.
         clusters
-            ``(n_cells,)`` names; ``None`` among them leaves a cell out. Default: one cluster.
-        modelled
-            For each cluster, ``(n_genes,)`` bool: genes whose dropout probabilities mean something there. The others
-            are not predicted, and with ``preset="paper"`` no inputs either. Default: all.
+            ``(n_cells,)`` names, for ``preset="paper"``; ``None`` among them leaves a cell out. Default: one cluster.
+        capture_efficiency
+            Share of the molecules that was counted, for all cells or ``(n_cells,)``, for the calibrated model; see
+            :func:`~scanpy_cnnimpute.pp.dropout_prob`.
         genes
-            ``(n_genes,)`` names. Default: their positions.
+            ``(n_genes,)`` names. Default: those of the AnnData, else positions.
 
         Returns
         -------
@@ -176,28 +138,31 @@ class CNNImputer:
         Raises
         ------
         ValueError, TypeError
-            For shapes that do not match and counts that are negative or not finite.
+            For shapes that do not match and values that are no raw counts.
+        RuntimeError
+            If TensorFlow runs in graph mode in this process.
         """
-        counts = _arrays.checked_counts(X)
-        for _ in self._run(counts, dropout=dropout, clusters=clusters, modelled=modelled, genes=genes):
-            pass
+        _, counts, names = _read(X, layer, genes)
+        kind, options, source = self._prepare(counts, names, dropout, clusters, capture_efficiency)
+        self._imputer = kind.fit(counts, source, options)
         return self
 
     def fit_transform(
         self,
         X: Any,
         *,
+        layer: str | None = None,
         dropout: Any = None,
         clusters: Sequence[Any] | None = None,
-        modelled: Mapping[str, np.ndarray] | None = None,
+        capture_efficiency: float | np.ndarray | None = None,
         genes: Sequence[str] | None = None,
         return_std: bool = False,
     ) -> Any:
-        """Train the networks and impute the same cells; see :meth:`fit`, :meth:`transform`.
+        """Fit and impute the same cells; see :meth:`fit`, :meth:`transform`.
 
         Parameters
         ----------
-        X, dropout, clusters, modelled, genes
+        X, layer, dropout, clusters, capture_efficiency, genes
             As in :meth:`fit`.
         return_std
             Default preset: also return the standard deviations.
@@ -206,129 +171,74 @@ class CNNImputer:
         -------
         As :meth:`transform`.
         """
-        return self.fit_transform_counts(
-            X,
-            _arrays.checked_counts(X),
-            dropout=dropout,
-            clusters=clusters,
-            modelled=modelled,
-            genes=genes,
-            return_std=return_std,
-        )
-
-    def fit_transform_counts(
-        self,
-        X: Any,
-        counts: sp.csr_array,
-        *,
-        no_gain: Mapping[str, np.ndarray] | None = None,
-        expected: ExpectedCounts | None = None,
-        estimate: Estimate | None = None,
-        return_std: bool = False,
-        **given: Any,
-    ) -> Any:
-        """What :meth:`fit_transform` does, for who has read the counts and knows more of them.
-
-        Parameters
-        ----------
-        X
-            ``(n_cells, n_genes)`` counts, dense or sparse.
-        counts
-            The same, checked, as a canonical CSR array without stored zeros.
-        no_gain
-            Default preset: for each cluster, ``(n_genes,)`` bool: genes that are to stay as they are, with that
-            status.
-        expected
-            Default preset: train :class:`~scanpy_cnnimpute.network.RateNetworks` with these instead of
-            :class:`~scanpy_cnnimpute.network.ConditionalNetworks`; needs `estimate`.
-        estimate
-            Default preset: what to make of the predictions; takes cells and, in the order of CSR, their `indptr`,
-            genes, predictions and dropout probabilities, returns counts and standard deviations. Default: the
-            predictions.
-        return_std
-            Default preset: also return the standard deviations.
-        given
-            `dropout`, `clusters`, `modelled` and `genes`, as in :meth:`fit`.
-
-        Returns
-        -------
-        As :meth:`transform`.
-        """
-        self._check_estimates(no_gain=no_gain, expected=expected, estimate=estimate, return_std=return_std or None)
-        run = self._run(counts, no_gain=no_gain, expected=expected, estimate=estimate, return_std=return_std, **given)
-        imputed = _arrays.assemble(X, counts, run)
-        return (imputed, self._std(X, counts.shape, np.arange(counts.shape[1]))) if return_std else imputed
+        matrix, counts, names = _read(X, layer, genes)
+        kind, options, source = self._prepare(counts, names, dropout, clusters, capture_efficiency)
+        _check_std(kind, return_std=return_std)
+        self._imputer = kind.fit(counts, source, options)
+        parts = self._imputer.predict(counts, source, clusters=options.clusters, return_std=return_std)
+        return _assemble(matrix, counts, parts, return_std=return_std)
 
     def transform(
         self,
         X: Any,
         *,
+        layer: str | None = None,
         dropout: Any = None,
         clusters: Sequence[Any] | None = None,
+        capture_efficiency: float | np.ndarray | None = None,
         genes: Sequence[str] | None = None,
         return_std: bool = False,
     ) -> Any:
-        """Impute cells that have the genes of the training data.
+        """Impute cells that have the genes of the training data, each described by its own counts.
 
         Parameters
         ----------
         X
-            ``(n_cells, n_genes)`` counts, dense or sparse.
+            ``(n_cells, n_genes)`` raw counts, dense or sparse, or an AnnData.
+        layer
+            Layer of the AnnData with the counts. Default: its `X`.
         dropout
-            As in :meth:`fit`. Default: every zero of a gene that was imputed in the cell's cluster is missing.
+            As in :meth:`fit`. Default: those of the fitted model; if :meth:`fit` was given probabilities, every zero of a
+            gene that can be imputed is missing.
         clusters
-            Names out of ``clusters_``; ``None`` among them leaves a cell as it is. Default: the cluster with the most
-            correlated mean profile.
+            ``preset="paper"``: names out of ``clusters_``; ``None`` among them leaves a cell as it is. Default: the
+            cluster with the most correlated mean profile.
+        capture_efficiency
+            As in :meth:`fit`. Default: assumed from the depth of each cell.
         genes
-            Names, in any order. Default: those of the training data, in their order.
+            Names, in any order. Default: those of the AnnData, else those of the training data, in their order.
         return_std
             Default preset: also return the standard deviations.
 
         Returns
         -------
-        The counts with the missing entries predicted: dense if `X` is dense, else CSR. Non-zero counts are
-        bit-identical; the dtype is `X`'s, or the floating point type that holds its values and float32. With
-        ``return_std=True`` a pair: these and, dense or CSR, the standard deviations of log1p of the predicted entries,
-        0 elsewhere, float32.
+        The counts with the missing entries predicted: dense if the counts are dense, else CSR. Observed counts are
+        bit-identical; the dtype is that of the counts, or the floating point type that holds its values and float32. With
+        ``return_std=True`` a pair: these and, dense or CSR, the standard deviations of the predicted entries, 0 elsewhere,
+        float32.
 
         Raises
         ------
         RuntimeError
-            If the imputer is not fitted or did not keep its networks.
+            If the imputer is not fitted.
         ValueError
             If genes are missing or unknown, named in the message, or a cluster is unknown.
         """
-        self._check_estimates(return_std=return_std or None)
-        if self._networks is None:
-            msg = "This CNNImputer is not fitted; call fit() first."
-            raise RuntimeError(msg)
-        if isinstance(self._networks, RateNetworks):
-            msg = (
-                "This CNNImputer was trained with expected=: it knows the cells that it was trained on, and no others."
-            )
-            raise RuntimeError(msg)  # noqa: TRY004 - not the type of an argument
-        if not self.keep_models:
-            msg = "This CNNImputer did not keep its networks; create it with keep_models=True."
-            raise RuntimeError(msg)
-        counts = _arrays.checked_counts(X)
-        order = _arrays.align(genes, counts.shape[1], self.genes_)
-        aligned = sp.csr_array(counts[:, order])
-        block = _arrays.dropout_block(dropout, counts.shape, order)
-        if clusters is None:
-            # A cell without counts resembles nothing.
-            seen = np.diff(aligned.indptr) > 0
-            codes = np.where(seen, _arrays.nearest_profile(aligned, self._profiles), -1)
-        else:
-            codes, _ = _arrays.cluster_codes(clusters, counts.shape[0], self.clusters_)
-        options: dict[str, Any] = {"return_std": True} if return_std else {}
-        parts = self._networks.fill(aligned, codes, block, **options)
-        imputed = _arrays.assemble(
-            X, counts, ((cells, [(order[targets], values) for targets, values in found]) for cells, found in parts)
-        )
-        return (imputed, self._std(X, counts.shape, order)) if return_std else imputed
+        imputer = self._fitted()
+        _check_std(type(imputer), return_std=return_std)
+        check_backend()
+        matrix, counts, names = _read(X, layer, genes)
+        given = isinstance(X, AnnData) or genes is not None
+        order = _align(names if given else None, counts.shape[1], self.genes_)
+        aligned = counts if (order == np.arange(order.size)).all() else sp.csr_array(counts[:, order])
+        aligned.sort_indices()
+        codes = None if clusters is None else _clusters(clusters, counts.shape[0])
+        source = self._dropout(aligned, _columns(dropout, counts.shape, order), codes, capture_efficiency)
+        parts = imputer.predict(aligned, source, clusters=codes, return_std=return_std)
+        return _assemble(matrix, counts, _reordered(parts, order), return_std=return_std)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write one ``.keras`` file per network, one JSON and what else they need into a folder, or nothing.
+        """Write arrays and one JSON into a folder, or nothing.
 
         Parameters
         ----------
@@ -342,26 +252,26 @@ class CNNImputer:
         FileExistsError
             If `path` exists and is not to be overwritten, or is something else than a saved imputer.
         RuntimeError
-            If the imputer is not fitted or did not keep its networks.
+            If the imputer is not fitted.
         """
-        if self._networks is None or not self.keep_models or isinstance(self._networks, RateNetworks):
-            msg = "Only a fitted CNNImputer with keep_models=True, and without expected=, can be saved."
-            raise RuntimeError(msg)
+        imputer = self._fitted()
         description = {
-            "preset": self.preset,
-            "settings": self.settings.as_dict(),
+            "preset": imputer.preset,
+            "estimate": imputer.estimate,
+            "settings": imputer.settings.as_dict(),
             "random_state": self.random_state,
             "genes": self.genes_,
-            "clusters": self.clusters_,
-            "profiles": self._profiles.tolist(),
-            "status": self.status_.tolist(),
-            "history": self.history_,
+            "history": imputer.history,
+            "dropout_model": None if self._model is None else self._model.name,
         }
-        _files.save(Path(path), description, self._networks.save, overwrite=overwrite)
+        arrays = {f"imputer_{name}": value for name, value in imputer.to_arrays().items()}
+        if self._model is not None:
+            arrays |= {f"dropout_{name}": value for name, value in self._model.to_arrays().items()}
+        _saved.save(Path(path), description, arrays, overwrite=overwrite)
 
     @classmethod
-    def load(cls, path: str | Path) -> CNNImputer:
-        """Read what :meth:`save` wrote.
+    def load(cls, path: str | Path) -> Self:
+        """Read what :meth:`save` wrote; no code is run, and nothing outside the folder is read.
 
         Parameters
         ----------
@@ -377,85 +287,275 @@ class CNNImputer:
         FileNotFoundError
             If there is no saved imputer.
         ValueError
-            If it was written in a format that this version does not read.
+            If it is damaged, or was written in a format that this version does not read.
         """
-        path = Path(path)
-        description = _files.load(path)
-        imputer = cls(preset=description["preset"], **description["settings"], random_state=description["random_state"])
-        imputer.genes_ = description["genes"]
-        imputer.clusters_ = description["clusters"]
-        imputer._profiles = np.array(description["profiles"])
-        imputer.status_ = np.array(description["status"], dtype=np.int8)
-        imputer.history_ = description["history"]
-        networks = imputer._new_networks()
-        if not isinstance(networks, RateNetworks):
-            networks.load(path, description["networks"])
-        networks.status = imputer.status_
-        imputer._networks = networks
-        return imputer
+        description, arrays = _saved.load(Path(path))
+        try:
+            return cls._from_saved(description, arrays)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = error.args[0] if error.args else error
+            msg = f"{path} holds no readable CNNImputer: {reason}"
+            raise ValueError(msg) from error
 
-    def _new_networks(self, expected: ExpectedCounts | None = None) -> Networks:
-        if isinstance(self.settings, BlockSettings):
-            if expected is not None:
-                return RateNetworks(self.settings, self.random_state, expected)
-            return ConditionalNetworks(self.settings, self.random_state)
-        return PublishedNetworks(self.settings, self.random_state, keep_models=self.keep_models)
+    @classmethod
+    def from_anndata(cls, adata: AnnData, key: str = "cnn_imputed") -> Self:
+        """The imputer that :func:`~scanpy_cnnimpute.pp.cnn_impute` stored.
 
-    def _check_estimates(self, **given: Any) -> None:
-        for name, value in given.items():
-            if value is not None and not isinstance(self.settings, BlockSettings):
-                msg = f"{name} needs preset='default'; this is preset={self.preset!r}."
-                raise ValueError(msg)
+        Parameters
+        ----------
+        adata
+            Annotated data after :func:`~scanpy_cnnimpute.pp.cnn_impute` with the default preset.
+        key
+            Its `key_added`.
 
-    def _run(
+        Returns
+        -------
+        A fitted imputer.
+
+        Raises
+        ------
+        KeyError
+            If none is stored under `key`.
+        ValueError
+            If it does not belong to the counts or names any more.
+        """
+        require_imputer(adata, key)
+        params = adata.uns[key]["params"]
+        counts = get_counts(adata, params.get("layer"), caller=f"{CALLER}.from_anndata", integers=False)
+        check_fingerprint(adata, key, counts)
+        imputer = load_imputer(adata, key)
+        model = None
+        if "built_on" in adata.uns[key]["fingerprint"]:
+            dropout_key = params["dropout_key"]
+            require_dropout_model(adata, dropout_key)
+            check_built_on(adata, key, dropout_key)
+            check_fingerprint(adata, dropout_key, counts)
+            model, _ = load_dropout_model(adata, dropout_key)
+        return cls._from_fitted(imputer, model, list(adata.var_names.astype(str)), int(params["random_state"]))
+
+    @property
+    def status_(self) -> np.ndarray:
+        """Status of each gene, in each cluster that has networks of its own."""
+        return self._fitted().status
+
+    @property
+    def history_(self) -> list[dict[str, Any]]:
+        """Losses of each network."""
+        return self._fitted().history
+
+    @property
+    def clusters_(self) -> list[str]:
+        """Names of the clusters."""
+        return list(getattr(self._fitted(), "names", ["all"]))
+
+    @property
+    def settings(self) -> Any:
+        """The settings that are, or would be, used."""
+        if self._imputer is not None:
+            return self._imputer.settings
+        kind = find_imputer(self.preset, self.estimate)
+        return resolve_settings(kind, self.estimate or kind.estimates[0], self._overrides)
+
+    def _fitted(self) -> Imputer:
+        if self._imputer is None:
+            msg = "This CNNImputer is not fitted; call fit() first."
+            raise RuntimeError(msg)
+        return self._imputer
+
+    @classmethod
+    def _from_saved(cls, description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        genes = [str(name) for name in description["genes"]]
+        kind = find_imputer(description["preset"], description["estimate"])
+        settings = kind.settings_type.from_overrides(description["settings"])
+        sizes = {"genes": len(genes)}
+
+        def part(prefix: str) -> dict[str, np.ndarray]:
+            return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+        imputer: Any = kind.from_arrays(  # type: ignore[call-arg]
+            part("imputer_"),
+            sizes,
+            settings=settings,
+            estimate=description["estimate"],
+            history=list(description["history"]),
+        )
+        model = None
+        if description["dropout_model"] is not None:
+            model = MODELS[description["dropout_model"]].from_arrays(part("dropout_"), sizes)
+        imputer.check_consistent()
+        return cls._from_fitted(imputer, model, genes, check_seed(description["random_state"]))
+
+    @classmethod
+    def _from_fitted(cls, imputer: Imputer, model: DropoutModel | None, genes: list[str], random_state: int) -> Self:
+        loaded = cls(
+            preset=imputer.preset, estimate=imputer.estimate, random_state=random_state, **imputer.settings.as_dict()
+        )
+        loaded._imputer, loaded._model, loaded.genes_ = imputer, model, genes
+        return loaded
+
+    def _prepare(
         self,
         counts: sp.csr_array,
-        *,
-        dropout: Any = None,
-        clusters: Any = None,
-        modelled: Any = None,
-        genes: Any = None,
-        no_gain: Any = None,
-        expected: ExpectedCounts | None = None,
-        estimate: Estimate | None = None,
-        return_std: bool = False,
-    ) -> Iterator[tuple[np.ndarray, list[Predicted]]]:
-        """Train all networks; yields cells and what the networks predict for them."""
-        n_cells, n_genes = counts.shape
-        genes = _arrays.gene_names(genes, n_genes)
-        codes, names = _arrays.cluster_codes(clusters, n_cells)
-        codes[np.diff(counts.indptr) == 0] = -1  # a cell without counts teaches nothing
-        block: DropoutBlock = _arrays.dropout_block(dropout, counts.shape, np.arange(n_genes))
-        trusted = _arrays.gene_masks("modelled", modelled, names, n_genes, default=True)
-        closed = _arrays.gene_masks("no_gain", no_gain, names, n_genes, default=False)
-        self._networks = None
-        self.genes_, self.clusters_ = genes, names
-        if self.keep_models:  # to tell clusters of other cells
-            self._profiles = np.stack(
-                [_arrays.mean_profile(counts[np.flatnonzero(codes == cluster)]) for cluster in range(len(names))]
-            )
-        networks = self._new_networks(expected)
-        if isinstance(networks, BlockNetworks):
-            yield from networks.fit_fill(
-                counts,
-                codes,
-                names,
-                trusted,
-                block,
-                closed=closed,
-                estimate=estimate,
-                return_std=return_std,
-                verbose=self.verbose,
-            )
+        names: list[str],
+        dropout: Any,
+        clusters: Sequence[Any] | None,
+        capture_efficiency: float | np.ndarray | None,
+    ) -> tuple[type[Imputer], FitOptions, Dropout]:
+        """The imputer, its options, and the dropout probabilities of the cells."""
+        check_backend()
+        kind = find_imputer(self.preset, self.estimate)
+        if kind.needs_calibrated and dropout is not None:
+            if self.estimate is not None:
+                msg = f"estimate={self.estimate!r} needs the calibrated model: leave dropout= out, or take 'conditional'."
+                raise ValueError(msg)
+            kind = find_imputer(self.preset, "conditional")
+        estimate = self.estimate or kind.estimates[0]
+        settings = resolve_settings(kind, estimate, self._overrides)
+        grouped = Clusters.single(counts.shape[0]) if clusters is None else _clusters(clusters, counts.shape[0])
+        self._imputer, self._model, self.genes_ = None, None, names
+        if dropout is None:
+            model = MODELS[kind.dropout_model]
+            efficiency = _efficiency(capture_efficiency, counts.shape[0])
+            fit = model.fit(counts, clusters=grouped, capture_efficiency=efficiency, random_state=self.random_state)
+            self._model = fit.model
+            source: Dropout = ModelledDropout(counts, fit.model, fit.cells)
         else:
-            yield from networks.fit_fill(counts, codes, names, trusted, block, verbose=self.verbose)
-        self.status_, self.history_ = networks.status, networks.history
-        self._networks = networks
+            source = self._dropout(counts, _columns(dropout, counts.shape, None), None, None)
+        no_gain = np.zeros(counts.shape[1], dtype=bool)
+        if self.gate is not False and self._model is not None and self._model.gain is not None:
+            no_gain = self._model.gain < -GATE
+        everything = np.ones(counts.shape[1], dtype=bool)
+        options = FitOptions(
+            settings=settings,
+            estimate=estimate,
+            random_state=self.random_state,
+            targets=Targets(selected=everything, no_gain=no_gain),
+            clusters=grouped,
+            modelled=everything[:, None] if self._model is None else self._model.modelled,
+            verbose=self.verbose,
+        )
+        return kind, options, source
 
-    def _std(self, X: Any, shape: tuple[int, int], order: np.ndarray) -> Any:
-        """Standard deviations of the last cells that were imputed, in the columns of the user."""
-        assert isinstance(self._networks, BlockNetworks)  # noqa: S101 - checked when it was asked for
-        parts = [(cells, [(order, values)]) for cells, values in self._networks.deviations]
-        nothing = sp.csr_array(shape, dtype=np.float32)
-        kind = np.zeros(shape, dtype=np.float32) if isinstance(X, np.ndarray) else X[:0].astype(np.float32)
-        return _arrays.assemble(kind, nothing, parts)
+    def _dropout(
+        self,
+        counts: sp.csr_array,
+        dropout: Any,
+        clusters: Clusters | None,
+        capture_efficiency: float | np.ndarray | None,
+    ) -> Dropout:
+        """Dropout probabilities: those given, the model's, or 1 everywhere."""
+        if dropout is not None and not isinstance(self._model, MODELS["calibrated"]):
+            return GivenProbabilities(dropout)
+        if self._model is None:
+            return AllMissing(counts.shape[1])
+        known = clusters if self._model.needs_clusters else None
+        efficiency = _efficiency(capture_efficiency, counts.shape[0])
+        cells = self._model.describe(counts, clusters=known, capture_efficiency=efficiency)
+        return ModelledDropout(counts, self._model, cells, dropout)
+
+
+def _read(X: Any, layer: str | None, genes: Sequence[str] | None) -> tuple[Any, sp.csr_array, list[str]]:
+    """The counts as the user has them, the same as a checked CSR array, and the names of the genes."""
+    if isinstance(X, AnnData):
+        counts, matrix = get_counts(X, layer, caller=CALLER), raw_matrix(X, layer)
+        names: Any = X.var_names if genes is None else genes
+    else:
+        if layer is not None:
+            msg = f"layer={layer!r} needs an AnnData, got {type(X).__name__}."
+            raise TypeError(msg)
+        counts, matrix = to_csr(X), X
+        check_counts(counts, where="X", caller=CALLER)
+        names = range(counts.shape[1]) if genes is None else genes
+    names = [str(name) for name in names]
+    if len(names) != counts.shape[1]:
+        msg = f"genes has {len(names)} names, X has {counts.shape[1]} columns."
+        raise ValueError(msg)
+    return matrix, counts, names
+
+
+def _align(names: list[str] | None, n_genes: int, trained: list[str]) -> np.ndarray:
+    """Column of the new data for every trained gene; errors name genes that are missing or too many."""
+    if names is None:
+        if n_genes != len(trained):
+            msg = f"X has {n_genes} genes, the imputer was trained on {len(trained)}; pass genes= to align."
+            raise ValueError(msg)
+        return np.arange(n_genes)
+    if names == trained:
+        return np.arange(n_genes)
+    for which, index in (("genes", pd.Index(names)), ("the training data", pd.Index(trained))):
+        if not index.is_unique:
+            twice = index[index.duplicated()].unique().tolist()
+            msg = f"{which} has duplicate names, which cannot be aligned: {quote_some(twice)}."
+            raise ValueError(msg)
+    missing, extra = sorted(set(trained) - set(names)), sorted(set(names) - set(trained))
+    if missing or extra:
+        parts = [f"missing: {quote_some(missing)}"] * bool(missing)
+        parts += [f"not trained on: {quote_some(extra)}"] * bool(extra)
+        msg = f"The genes differ from those of the training data; {'; '.join(parts)}."
+        raise ValueError(msg)
+    return pd.Index(names).get_indexer(trained)
+
+
+def _clusters(clusters: Any, n_cells: int) -> Clusters:
+    if isinstance(clusters, str):
+        msg = f"clusters={clusters!r} is text, expected one name for each of the {n_cells} cells."
+        raise TypeError(msg)
+    given = pd.Categorical(clusters).remove_unused_categories()
+    if len(given) != n_cells:
+        msg = f"clusters has {len(given)} labels, X has {n_cells} cells."
+        raise ValueError(msg)
+    if not len(given.categories):
+        msg = "No cell has a cluster."
+        raise ValueError(msg)
+    return Clusters(codes=given.codes.astype(np.int64), names=distinct_names(given))
+
+
+def _columns(dropout: Any, shape: tuple[int, int], order: np.ndarray | None) -> Any:
+    """Checked dropout probabilities with their columns in the order of the trained genes."""
+    if dropout is None:
+        return None
+    matrix = check_probabilities(dropout, where="dropout")
+    if matrix.shape != shape:
+        msg = f"dropout has shape {matrix.shape}, X has {shape}."
+        raise ValueError(msg)
+    return matrix if order is None else matrix[:, order]
+
+
+def _efficiency(capture_efficiency: float | np.ndarray | None, n_cells: int) -> np.ndarray | None:
+    if capture_efficiency is None:
+        return None
+    efficiency = np.broadcast_to(np.asarray(capture_efficiency, dtype=np.float64), (n_cells,))
+    if not ((efficiency > 0) & (efficiency <= 1)).all():
+        msg = f"capture_efficiency={capture_efficiency!r} is not allowed: shares of the molecules, above 0 and at most 1."
+        raise ValueError(msg)
+    return efficiency
+
+
+def _check_std(kind: type[Imputer], *, return_std: bool) -> None:
+    if return_std and kind.std_units is None:
+        msg = f"return_std=True needs preset='default', not {kind.preset!r}."
+        raise ValueError(msg)
+
+
+def _reordered(parts: Iterator[Imputed], order: np.ndarray) -> Iterator[Imputed]:
+    """Predictions of the trained genes in the columns of the user."""
+    if (order == np.arange(order.size)).all():
+        yield from parts
+        return
+
+    def moved(values: sp.csr_array | None) -> sp.csr_array | None:
+        if values is None:
+            return None
+        new = sp.csr_array((values.data, order[values.indices], values.indptr), shape=values.shape)
+        new.sort_indices()
+        return new
+
+    for part in parts:
+        yield Imputed(cells=part.cells, values=moved(part.values), deviation=moved(part.deviation))  # type: ignore[arg-type]
+
+
+def _assemble(matrix: Any, counts: sp.csr_array, parts: Iterator[Imputed], *, return_std: bool) -> Any:
+    if not return_std:
+        return fill_zeros(matrix, counts, parts)
+    kept = list(parts)
+    return fill_zeros(matrix, counts, kept), deviations(matrix, counts.shape, kept)

@@ -1,33 +1,23 @@
-"""Dropout models, the paper's gamma-normal mixture and the calibrated one: arrays in, arrays out."""
+"""Dropout models on arrays: the calibrated one and the paper's gamma-normal mixture."""
 
 from __future__ import annotations
 
-from .calibrated.model import (
-    CalibratedFit,
-    CalibratedModel,
-    depth_efficiency,
-    fit_calibrated,
-)
-from .gamma_normal.model import (
-    PARAMETERS,
-    STATUSES,
-    ZERO,
-    GammaNormalMixture,
-    fit_mixture,
-    gamma_normal_posterior,
-    log10_cpm,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
+from .base import MODELS, AllMissing, Clusters, Dropout, DropoutFit, DropoutModel, GivenProbabilities, ModelledDropout
 
 __all__ = [
-    "PARAMETERS",
-    "STATUSES",
-    "ZERO",
-    "CalibratedFit",
-    "CalibratedModel",
-    "GammaNormalMixture",
-    "depth_efficiency",
-    "fit_calibrated",
-    "fit_mixture",
-    "gamma_normal_posterior",
-    "log10_cpm",
+    "MODELS",
+    "AllMissing",
+    "Clusters",
+    "Dropout",
+    "DropoutFit",
+    "DropoutModel",
+    "GivenProbabilities",
+    "ModelledDropout",
 ]
+
+# A model registers itself when its module is imported: a new file here is all that a new model takes.
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -1,10 +1,37 @@
-"""Convolutional networks that predict dropouts from correlated genes: arrays in, arrays out. Keras loads late."""
+"""Imputers on arrays: the default preset's and the paper's. Keras loads when a network is built."""
 
 from __future__ import annotations
 
-from .default.features import ALL
-from .default.molecules import ExpectedCounts, RateNetworks
-from .default.nonzero import ConditionalNetworks
-from .paper.plan import STATUSES
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["ALL", "STATUSES", "ConditionalNetworks", "ExpectedCounts", "RateNetworks"]
+from .base import (
+    IMPUTERS,
+    STATUSES,
+    FitOptions,
+    Imputed,
+    Imputer,
+    Targets,
+    estimates,
+    find_imputer,
+    presets,
+    resolve_settings,
+)
+
+__all__ = [
+    "IMPUTERS",
+    "STATUSES",
+    "FitOptions",
+    "Imputed",
+    "Imputer",
+    "Targets",
+    "estimates",
+    "find_imputer",
+    "presets",
+    "resolve_settings",
+]
+
+# An imputer registers itself when its package is imported: a new folder here is all that a new one takes.
+for _module in iter_modules(__path__):
+    if _module.ispkg:
+        import_module(f"{__name__}.{_module.name}")

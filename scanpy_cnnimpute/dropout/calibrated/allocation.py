@@ -1,4 +1,4 @@
-"""Counts shared among the factors of the calibrated model."""
+"""Share counts among the factors of the Poisson factorisation."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import ThreadPoolExecutor
 
-DENSE_SHARE = 0.3  # of non-zeros, from which on products of whole blocks are faster than entry by entry
+# Share of non-zeros above which dense matrix products are faster than a loop over the entries (measured at 3,000 cells).
+DENSE_SHARE = 0.3
+# Bytes of a dense float32 block: it stays in a core's second-level cache.
 BLOCK_BYTES = 2**20
-SMALLEST_FACTOR = 1e-18  # relative to the largest of its row; single precision holds the product of two
+# Relative to the largest factor of a row: the product of two such numbers is still a single-precision number.
+MIN_FACTOR = 1e-18
 
 
 class Allocation:
-    """Shares every count among the factors, by cell or by gene.
+    """Shares every count among the factors in proportion to their products, summed by cell or by gene.
 
     Parameters
     ----------
     counts
         ``(n_cells, n_genes)``, without stored zeros.
     pool
-        Threads that have BLAS for themselves.
+        Threads whose BLAS is single-threaded.
 
     Notes
     -----
-    Where few counts are zero, the zeros are shared, too: in single precision, block by block, as matrix products. The
-    results do not depend on the number of threads.
+    Counts with few zeros are shared as dense matrix products in single precision. The results do not depend on the
+    number of threads.
     """
 
     def __init__(self, counts: sp.csr_array, pool: ThreadPoolExecutor) -> None:
@@ -47,14 +50,14 @@ class Allocation:
     def _by_gene(self) -> sp.csr_array:
         return sp.csr_array(self._by_cell.T)
 
-    def of_cells(self, scores: np.ndarray, loadings: np.ndarray) -> np.ndarray:
+    def by_cell(self, scores: np.ndarray, loadings: np.ndarray) -> np.ndarray:
         """``a_ik = sum_j x_ij s_ik l_jk / sum_q s_iq l_jq``, ``(n_cells, n_factors)`` float64."""
         if self._dense:
             parts = self._products(scores, loadings, lambda ratio, own, other: own * (ratio @ other))
             return np.concatenate(parts, dtype=np.float64)
         return _allocate(self._by_cell, scores, loadings)
 
-    def of_genes(self, scores: np.ndarray, loadings: np.ndarray) -> np.ndarray:
+    def by_gene(self, scores: np.ndarray, loadings: np.ndarray) -> np.ndarray:
         """The same summed over cells instead of genes, ``(n_genes, n_factors)`` float64."""
         if self._dense:
             parts = self._products(scores, loadings, lambda ratio, own, other: other * (ratio.T @ own))
@@ -64,7 +67,7 @@ class Allocation:
     def _products(
         self, scores: np.ndarray, loadings: np.ndarray, product: Callable[..., np.ndarray]
     ) -> list[np.ndarray]:
-        """For each block of cells a product of counts over their expectations, scores and loadings."""
+        """For each block of cells a product of counts over expectations, scores and loadings."""
         scores, loadings = _scaled(scores), _scaled(loadings)
         height = max(1, BLOCK_BYTES // (4 * max(len(loadings), 1)))
 
@@ -84,5 +87,5 @@ def _allocate(counts: sp.csr_array, own: np.ndarray, other: np.ndarray) -> np.nd
 
 
 def _scaled(factors: np.ndarray) -> np.ndarray:
-    """The rows over their largest elements, on which what is shared does not depend; so nothing underflows."""
-    return np.maximum(factors / factors.max(axis=1, keepdims=True), SMALLEST_FACTOR).astype(np.float32)
+    """Rows divided by their largest elements, so that nothing underflows; the shares do not depend on the scale."""
+    return np.maximum(factors / factors.max(axis=1, keepdims=True), MIN_FACTOR).astype(np.float32)

@@ -1,7 +1,6 @@
-"""Compiled loops of the calibrated model.
+"""Compiled loops of the calibrated model: one row or gene per parallel iteration, so threads never change a result.
 
-Where single precision is wanted, of what is not below 1e-9, ``log(1 + x)`` and ``exp(x) - 1`` stand for log1p and
-expm1, which take longer.
+Single-precision results use ``log(1 + x)`` and ``exp(x) - 1`` in double precision, which are faster than log1p and expm1.
 """
 
 from __future__ import annotations
@@ -11,14 +10,32 @@ import math
 import numpy as np
 from numba import njit, prange
 
-LARGEST_PROBABILITY = 1 - 1e-6
+MAX_PROBABILITY = 1 - 1e-6  # of a given probability, whose number of missed molecules would be infinite at 1
 TAIL = 1e-5  # share of the probability that sums over the number of missed molecules may leave out
-SINGLE_TERMS = 64
-GROWTH = 0.04  # of a step, relative to where it is
-MOST_STEPS = 1000
-INVERSE = 1 / np.arange(1, SINGLE_TERMS + 1)
-FEW = 8  # molecules whose factors are multiplied one by one
-SMALLEST_PRODUCT = 1e-100
+N_SINGLE_TERMS = 64  # numbers of molecules that are summed one by one; beyond, terms stand for growing ranges
+GROWTH = 0.04  # width of such a range, relative to where it is: errors of the moments stay below 0.2 %
+MAX_RANGES = 1000  # bounds the loop; ranges that grow by 4 % pass 1e17 molecules by then
+INVERSE = 1 / np.arange(1, N_SINGLE_TERMS + 1)
+MAX_FACTORS = 8  # counts up to this are multiplied as factors; above, logarithms and gamma functions are faster
+MIN_PRODUCT = 1e-100  # a running product below this, or above its inverse, is turned into a logarithm
+
+
+@njit(cache=True, fastmath={"contract"})
+def _expected_row(scores, loadings, out):  # type: ignore[no-untyped-def]
+    """``out[g] = sum_k scores[k] loadings[k, g]``, four factors at a time; every sum has the same order."""
+    n_factors = scores.size
+    rest = n_factors - n_factors % 4
+    for g in range(out.size):
+        out[g] = 0
+    for k in range(0, rest, 4):
+        s0, s1, s2, s3 = scores[k], scores[k + 1], scores[k + 2], scores[k + 3]
+        l0, l1, l2, l3 = loadings[k], loadings[k + 1], loadings[k + 2], loadings[k + 3]
+        for g in range(out.size):
+            out[g] += s0 * l0[g] + s1 * l1[g] + s2 * l2[g] + s3 * l3[g]
+    for k in range(rest, n_factors):
+        s0, l0 = scores[k], loadings[k]
+        for g in range(out.size):
+            out[g] += s0 * l0[g]
 
 
 @njit(parallel=True, cache=True, fastmath={"contract"})
@@ -59,10 +76,10 @@ def allocate(indptr, indices, data, own, other, out):  # type: ignore[no-untyped
 def shape_likelihood(train, test, expected, ratio, shapes, out):  # type: ignore[no-untyped-def]
     """Log likelihood, but for a constant, of the second molecules of each gene given its first, for each shape.
 
-    Dense ``(n_genes, n_cells)`` blocks of integer counts and of expected first counts; `ratio` turns these into second
-    ones, for each cell; `out` is ``(n_genes, n_shapes)``. Given a gamma distributed rate of shape r, the second count
-    is negative binomial with shape ``r + first``. Factors are multiplied as long as they can be, since a logarithm, or
-    a gamma function of a small count, takes longer than the rest.
+    Dense ``(n_genes, n_cells)`` blocks of integer counts and of expected first counts; `ratio` turns these into expected
+    second counts, for each cell; `out` is ``(n_genes, n_shapes)``. Given a gamma distributed rate of shape r, the second count
+    is negative binomial with shape ``r + first``. Factors are multiplied where possible: a logarithm, or a gamma
+    function of a small count, takes longer.
     """
     n_genes, n_cells = train.shape
     for g in prange(n_genes):
@@ -77,22 +94,22 @@ def shape_likelihood(train, test, expected, ratio, shapes, out):  # type: ignore
                 rest = r + mu + more
                 nothing = (r + mu) / rest
                 per_shape *= nothing
-                if per_shape < SMALLEST_PRODUCT:
+                if per_shape < MIN_PRODUCT:
                     total += r * math.log(per_shape)
                     per_shape = 1.0
                 first, second = train[g, i], test[g, i]
-                if first > FEW:
+                if first > MAX_FACTORS:
                     total += first * math.log(nothing)
                 else:
                     for _ in range(first):
                         product *= nothing
-                if second > FEW:
+                if second > MAX_FACTORS:
                     total += second * math.log(more / rest)
                     total += math.lgamma(second + first + r) - math.lgamma(first + r)
                 else:
                     for m in range(second):
                         product *= more / rest * (r + first + m)
-                if product < SMALLEST_PRODUCT or product > 1.0 / SMALLEST_PRODUCT:
+                if product < MIN_PRODUCT or product > 1.0 / MIN_PRODUCT:
                     total += math.log(product)
                     product = 1.0
             out[g, s] = total + r * math.log(per_shape) + math.log(product)
@@ -117,36 +134,144 @@ def held_out_probability(train, expected, ratio, shape, out):  # type: ignore[no
 
 
 @njit(parallel=True, cache=True)
-def missed_probability(indptr, indices, shape, efficiency, block):  # type: ignore[no-untyped-def]
-    """Turn expected counts, dense ``(n_cells, n_genes)``, into probabilities that zeros hide something, in place.
+def held_out_gain(  # type: ignore[no-untyped-def]
+    first_indptr, first_indices, second_indptr, second_indices, second_data, scores, loadings, exposure, rates, ratio,
+    shape, over_mean, over_zero,
+):  # fmt: skip
+    """Gain of the model on second counts where the first are zero, and its square, both summed over cells.
 
-    The CSR pattern says where something was counted, and nothing is hidden.
+    CSR counts by gene; `scores` ``(n_factors, n_cells)``. ``over_mean[g]`` is the gain in Poisson deviance over the
+    gene's mean rate times the cell's exposure, ``over_zero[g]`` the gain in squared error over leaving the zeros. `ratio`
+    turns expected first counts into second ones; cells whose exposure is 0 take no part.
     """
-    for i in prange(block.shape[0]):
+    n_genes, n_cells = loadings.shape[0], scores.shape[1]
+    for g in prange(n_genes):
+        expected = np.empty(n_cells, dtype=np.float32)
+        _expected_row(loadings[g], scores, expected)
+        second = np.zeros(n_cells, dtype=np.int64)
+        for entry in range(second_indptr[g], second_indptr[g + 1]):
+            second[second_indices[entry]] = second_data[entry]
+        for entry in range(first_indptr[g], first_indptr[g + 1]):
+            expected[first_indices[entry]] = -1.0
+        r, rate = shape[g], rates[g]
+        mean_gain = mean_squares = zero_gain = zero_squares = 0.0
+        for i in range(n_cells):
+            mu, mean = np.float64(expected[i]), exposure[i] * rate
+            if mu < 0.0 or exposure[i] <= 0.0:
+                continue
+            # What either predicts after a first count of zero.
+            model = ratio[i] * mu * r / (r + mu)
+            value = model * (2.0 * second[i] - model)
+            zero_gain += value
+            zero_squares += value * value
+            if mean <= 0.0 or mu <= 0.0:
+                continue
+            average = ratio[i] * mean * r / (r + mean)
+            value = 2.0 * (average - model)
+            if second[i] > 0:
+                value += 2.0 * second[i] * math.log(model / average)
+            mean_gain += value
+            mean_squares += value * value
+        over_mean[g, 0], over_mean[g, 1] = mean_gain, mean_squares
+        over_zero[g, 0], over_zero[g, 1] = zero_gain, zero_squares
+
+
+@njit(parallel=True, cache=True)
+def dropout_probability(indptr, indices, scores, loadings, shape, efficiency, out):  # type: ignore[no-untyped-def]
+    """Probability that each zero hides a molecule, dense ``(n_cells, n_genes)``; 0 where the CSR pattern has a count.
+
+    `loadings` is ``(n_factors, n_genes)``.
+    """
+    for i in prange(out.shape[0]):
+        row = out[i]
+        _expected_row(scores[i], loadings, row)
         for entry in range(indptr[i], indptr[i + 1]):
-            block[i, indices[entry]] = 0.0
-        times = 1.0 / efficiency[i] - 1.0
-        for g in range(block.shape[1]):
-            mu = block[i, g]
+            row[indices[entry]] = 0.0
+        times = 1.0 / np.float64(efficiency[i]) - 1.0
+        for g in range(row.size):
+            mu = np.float64(row[g])
             if mu > 0.0:
                 # One division: (r + mu / c) / (r + mu) = 1 + mu (1 / c - 1) / (r + mu)
                 r = shape[g]
-                block[i, g] = 1.0 - math.exp(-r * math.log(1.0 + mu * times / (r + mu)))
+                row[g] = 1.0 - math.exp(-r * math.log(1.0 + mu * times / (r + mu)))
+
+
+@njit(cache=True)
+def _missed_row(counted, position, scores, loadings, shape, times, bound, row):  # type: ignore[no-untyped-def]
+    """Expected counts of one cell, negative where a zero is not to be imputed.
+
+    A dropout probability above a threshold is a number of missed molecules above `bound`, so that comparing takes no
+    logarithm: ``mu r t / (r + mu) > b`` is ``mu (r t - b) > b r``.
+    """
+    _expected_row(scores, loadings, row)
+    for j in counted:
+        if position[j] >= 0:
+            row[position[j]] = -1.0
+    for g in range(row.size):
+        r, b = shape[g], bound[g]
+        if not row[g] * (r * times - b) > b * r:
+            row[g] = -1.0
+
+
+@njit(parallel=True, cache=True)
+def count_missed(indptr, indices, position, scores, loadings, shape, times, bound, sizes):  # type: ignore[no-untyped-def]
+    """Number of zeros of each cell to impute: those whose expected number of missed molecules exceeds the bound.
+
+    `loadings` ``(n_factors, n_wanted)``, float32 `shape` and `bound` are of the wanted genes; gene j of the CSR counts is
+    ``position[j]`` of these, or none if negative. `times` is ``1 / c - 1`` for the share c of molecules counted.
+    """
+    for i in prange(sizes.size):
+        row = np.empty(shape.size, dtype=np.float32)
+        _missed_row(indices[indptr[i] : indptr[i + 1]], position, scores[i], loadings, shape, times[i], bound, row)
+        n = 0
+        for g in range(row.size):
+            n += row[g] >= 0.0
+        sizes[i] = n
+
+
+@njit(parallel=True, cache=True)
+def take_missed(  # type: ignore[no-untyped-def]
+    indptr, indices, position, scores, loadings, shape, times, bound, wanted, starts, genes, missed
+):
+    """Genes of these zeros and their expected missed molecules, row by row from ``starts[i]``; see `count_missed`."""
+    for i in prange(starts.size - 1):
+        row = np.empty(shape.size, dtype=np.float32)
+        _missed_row(indices[indptr[i] : indptr[i + 1]], position, scores[i], loadings, shape, times[i], bound, row)
+        entry = starts[i]
+        for g in range(row.size):
+            mu = row[g]
+            if mu >= 0.0:
+                genes[entry] = wanted[g]
+                missed[entry] = mu * shape[g] * times[i] / (shape[g] + mu)
+                entry += 1
+
+
+@njit(parallel=True, cache=True)
+def missed_of_probability(indptr, genes, probability, shape, times, missed):  # type: ignore[no-untyped-def]
+    """Expected missed molecules that given probabilities of CSR entries imply.
+
+    At most what the model says of a gene of any expression: probabilities of the user's own may imply any number.
+    """
+    for i in prange(indptr.size - 1):
+        for entry in range(indptr[i], indptr[i + 1]):
+            r = np.float64(shape[genes[entry]])
+            p = min(np.float64(probability[entry]), MAX_PROBABILITY)
+            missed[entry] = min(r * (math.exp(-math.log(1.0 - p) / r) - 1.0), r * times[i])
 
 
 @njit(cache=True)
 def log_moments(mean, r, scale, logs):  # type: ignore[no-untyped-def]
     """Probability that N > 0, and mean and mean square of log1p(scale N) given that; N negative binomial of shape r.
 
-    `logs` holds log1p(scale n) up to `SINGLE_TERMS`. Term by term at first; where the mean is large, in steps that grow
-    with N, each standing for those that it passes.
+    `logs` holds log1p(scale n) up to `N_SINGLE_TERMS`. Small numbers are summed term by term, larger ones in ranges that
+    grow with N.
     """
     step = mean / (r + mean)
     log_nothing = -r * math.log(1.0 + mean / r)
     mass = math.exp(log_nothing)
     present = 1.0 - mass
     seen, total, squares, n = 0.0, 0.0, 0.0, 0
-    while n < SINGLE_TERMS and seen < (1.0 - TAIL) * present:
+    while n < N_SINGLE_TERMS and seen < (1.0 - TAIL) * present:
         mass *= (r + n) * INVERSE[n] * step
         n += 1
         value = logs[n]
@@ -157,7 +282,7 @@ def log_moments(mean, r, scale, logs):  # type: ignore[no-untyped-def]
         constant = log_nothing - math.lgamma(r)
         log_step = -math.log1p(r / mean)
         start = n + 0.5
-        for _ in range(MOST_STEPS):
+        for _ in range(MAX_RANGES):
             width = max(1.0, math.floor(start * GROWTH))
             middle = start + 0.5 * width
             log_mass = math.lgamma(middle + r) - math.lgamma(middle + 1.0) + constant + middle * log_step
@@ -169,64 +294,34 @@ def log_moments(mean, r, scale, logs):  # type: ignore[no-untyped-def]
             start += width
             if start > mean and mass < TAIL * seen:
                 break
-    # Too rare for a term to be left: one molecule.
+    # So rare that the terms underflow: one molecule.
     if seen <= 0.0:
         return present, logs[1], logs[1] * logs[1]
     return present, total / seen, squares / seen
 
 
 @njit(parallel=True, cache=True)
-def worth_of_zeros(  # type: ignore[no-untyped-def]
-    indptr, genes, probability, correction, shape, efficiency, library_size, target_sum, logarithmic, worth, spread
+def value_missed(  # type: ignore[no-untyped-def]
+    indptr, genes, missed, correction, shape, efficiency, library_size, target_sum, logarithmic, values, deviation
 ):
-    """What zeros are expected to be worth, and the standard deviation of log1p of that per `target_sum`.
+    """What zeros are worth, and the standard deviation of log1p of that per `target_sum`; see `posterior_mean`.
 
-    Entries in CSR order: those of cell i are ``indptr[i]:indptr[i + 1]``; `shape` is that of each gene, `efficiency`
-    and `library_size` of each cell. See :meth:`CalibratedModel.posterior_mean`.
+    CSR entries: those of cell i are ``indptr[i]:indptr[i + 1]``. `missed` molecules are multiplied by the exponential of
+    `correction`. Empty `deviation` is not filled.
     """
     for i in prange(indptr.size - 1):
-        c, unit = efficiency[i], target_sum / max(library_size[i], 1.0)
-        logs = np.log1p(unit * c * np.arange(SINGLE_TERMS + 1))
+        c, unit = np.float64(efficiency[i]), target_sum / max(library_size[i], 1.0)
+        logs = np.log1p(unit * c * np.arange(N_SINGLE_TERMS + 1))
         for entry in range(indptr[i], indptr[i + 1]):
-            r = shape[genes[entry]]
-            missed = r * (math.exp(-math.log(1.0 - min(probability[entry], LARGEST_PROBABILITY)) / r) - 1.0)
-            # What the model says of a gene of any expression; probabilities from elsewhere may imply any number.
-            missed = min(missed, r * (1.0 / c - 1.0)) * math.exp(correction[entry])
-            present, first, second = log_moments(missed, r, unit * c, logs)
-            mean = present * first
-            worth[entry] = (math.exp(mean) - 1.0) / unit if logarithmic else missed * c
-            spread[entry] = math.sqrt(max(present * second - mean * mean, 0.0))
-
-
-@njit(parallel=True, cache=True)
-def held_out_gain(train, test, expected, library_size, rates, ratio, shape, clusters, out, over_zero):  # type: ignore[no-untyped-def]
-    """By how much the model lowers the error of second molecules at zeros, and its square, summed over cells.
-
-    Dense ``(n_genes, n_cells)`` blocks: counts, and expected first counts by the model; those by the cluster's mean are
-    its rate, ``(n_genes, n_clusters)``, times the cell's library size. `ratio` turns first into second expectations.
-    `out` is ``(2, n_genes, n_clusters)``, of the Poisson deviance over that of the cluster's mean; `over_zero`
-    ``(2, n_genes)``, of the squared error over that of zeros.
-    """
-    n_genes, n_cells = train.shape
-    for g in prange(n_genes):
-        out[:, g] = 0.0
-        over_zero[:, g] = 0.0
-        r = shape[g]
-        for i in range(n_cells):
-            c = clusters[i]
-            if c < 0 or train[g, i] > 0:
-                continue
-            # What either expects after seeing nothing.
-            expectation, mean, second = expected[g, i], library_size[i] * rates[g, c], test[g, i]
-            model = ratio[i] * expectation * r / (r + expectation)
-            value = model * (2.0 * second - model)
-            over_zero[0, g] += value
-            over_zero[1, g] += value * value
-            if mean <= 0.0 or expectation <= 0.0:
-                continue
-            average = ratio[i] * mean * r / (r + mean)
-            value = 2.0 * (average - model)
-            if second > 0:
-                value += 2.0 * second * math.log(model / average)
-            out[0, g, c] += value
-            out[1, g, c] += value * value
+            mean = np.float64(missed[entry])
+            if correction[entry] != 0.0:
+                mean *= math.exp(correction[entry])
+            if logarithmic or deviation.size:
+                present, first, second = log_moments(mean, np.float64(shape[genes[entry]]), unit * c, logs)
+                value = present * first
+                if deviation.size:
+                    deviation[entry] = math.sqrt(max(present * second - value * value, 0.0))
+                if logarithmic:
+                    values[entry] = (math.exp(value) - 1.0) / unit
+            if not logarithmic:
+                values[entry] = mean * c

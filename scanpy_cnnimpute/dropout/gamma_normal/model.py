@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit, gammaln, xlogy
 
+from ..._records import ArrayRecord, array, column
+from ...clustering.profiles import codes_of, mean_profiles, nearest_profiles
+from ..base import CALLED, Clusters, DropoutFit, DropoutModel
 from .em import FIT_FAILED, FIT_NO_COUNTS, LOG_SQRT_2PI, fit_genes
 
 if TYPE_CHECKING:
@@ -18,16 +21,16 @@ PARAMETERS = ("rate", "alpha", "beta", "mu", "sigma")
 """eta, alpha, beta, mu and sigma of equation 1."""
 
 STATUSES = ("modelled", "no counts", "fit failed", "mean too low", "gamma above normal")
-"""Why a gene is, or is not, modelled in a cluster; the codes are the positions."""
+"""Why a gene is, or is not, modelled in a cluster; codes are positions."""
 
+# Constants of the published program.
 PSEUDOCOUNT = 1.01
 ZERO = float(np.log10(PSEUDOCOUNT))
 """The transformed value of a count of zero."""
+MAX_NONZERO = 0.4  # largest probability of a non-zero count
+MIN_MEAN = float(np.log10(2.01))  # smallest mean of the normal distribution of a modelled gene
 
-CALLED = 0.5  # the published program's threshold, applied again when the probabilities are corrected
-NONZERO_CAP = 0.4  # its largest probability for a non-zero count
 COLLAPSED = 0.01  # a gamma whose mean is this close to ZERO, relatively, describes the zeros alone
-LOWEST_MEAN = float(np.log10(2.01))
 
 
 def log10_cpm(counts: np.ndarray, library_size: np.ndarray) -> np.ndarray:
@@ -36,87 +39,147 @@ def log10_cpm(counts: np.ndarray, library_size: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GammaNormalMixture:
-    """Fitted mixtures.
+class GammaNormalCells(ArrayRecord):
+    """What the gamma-normal model knows of some cells.
 
     Attributes
     ----------
-    parameters
-        ``(n_genes, n_clusters, 5)`` float64 in the order of :data:`PARAMETERS`; NaN where nothing was fitted.
-    status
-        ``(n_genes, n_clusters)`` int8, positions in :data:`STATUSES`.
+    library_size
+        ``(n_cells,)`` total counts.
+    cluster
+        ``(n_cells,)`` position of the cluster in the model's names; -1 for none.
     """
 
-    parameters: np.ndarray
-    status: np.ndarray
+    library_size: np.ndarray = column("f8")
+    cluster: np.ndarray = column("i4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GammaNormalModel(DropoutModel):
+    """Fitted mixtures, ``(n_genes, n_clusters)`` arrays; NaN where nothing was fitted.
+
+    Attributes
+    ----------
+    rate
+        Proportion of the gamma distribution, which stands for dropouts.
+    alpha, beta
+        Its shape and rate.
+    mu, sigma
+        Mean and standard deviation of the normal distribution, in log10(CPM + 1.01).
+    status
+        Positions in :data:`STATUSES`.
+    profiles
+        Mean log1p(CP10k), by which other cells find their cluster.
+    names
+        ``(n_clusters,)`` names of the clusters.
+    """
+
+    name: ClassVar[str] = "gamma_normal"
+    cells_type: ClassVar[type[ArrayRecord]] = GammaNormalCells
+    needs_clusters: ClassVar[bool] = True
+    takes_capture_efficiency: ClassVar[bool] = False
+
+    rate: np.ndarray = array("f8", "genes", "clusters")
+    alpha: np.ndarray = array("f8", "genes", "clusters")
+    beta: np.ndarray = array("f8", "genes", "clusters")
+    mu: np.ndarray = array("f8", "genes", "clusters")
+    sigma: np.ndarray = array("f8", "genes", "clusters")
+    status: np.ndarray = array("i1", "genes", "clusters")
+    profiles: np.ndarray = array("f4", "genes", "clusters")
+    names: np.ndarray = array("U", "clusters")
+
+    @classmethod
+    def fit(
+        cls,
+        counts: csr_array,
+        *,
+        clusters: Clusters | None = None,
+        capture_efficiency: np.ndarray | None = None,  # noqa: ARG003 - not a parameter of this model
+        random_state: int = 0,  # noqa: ARG003 - nothing is drawn
+    ) -> DropoutFit:
+        """Fit in each cluster; default: all cells are one. See :meth:`DropoutModel.fit`, :func:`fit_mixture`."""
+        clusters = clusters or Clusters.single(counts.shape[0])
+        library_size = counts.sum(axis=1, dtype=np.float64)
+        # A cell without counts has no library to scale to.
+        codes = np.where(library_size > 0, clusters.codes, -1)
+        parameters, status = fit_mixture(counts, library_size, codes, len(clusters.names))
+        model = cls(
+            **{name: np.ascontiguousarray(parameters[..., k]) for k, name in enumerate(PARAMETERS)},
+            status=status,
+            profiles=mean_profiles(counts, codes, len(clusters.names)),
+            names=np.array(clusters.names, dtype=str),
+        )
+        return DropoutFit(model=model, cells=GammaNormalCells(library_size=library_size, cluster=codes), tables={})
+
+    def describe(
+        self,
+        counts: csr_array,
+        *,
+        clusters: Clusters | None = None,
+        capture_efficiency: np.ndarray | None = None,  # noqa: ARG002 - not a parameter of this model
+    ) -> GammaNormalCells:
+        """Library size and cluster of any cells: the cluster given, or the one with the nearest profile."""
+        if clusters is None:
+            codes = nearest_profiles(counts, self.profiles)
+        else:
+            codes = codes_of(clusters.names, self.names.tolist(), clusters.codes)
+        return GammaNormalCells(library_size=counts.sum(axis=1, dtype=np.float64), cluster=codes)
+
+    @property
+    def parameters(self) -> np.ndarray:
+        """All parameters, ``(n_genes, n_clusters, 5)``, in the order of :data:`PARAMETERS`."""
+        return np.stack([getattr(self, name) for name in PARAMETERS], axis=-1)
+
+    @property
+    def modelled(self) -> np.ndarray:
+        """Genes whose mixture was fitted and is accepted, ``(n_genes, n_clusters)``."""
+        return self.status == 0
+
+    def clusters(self, cells: GammaNormalCells) -> Clusters:
+        """The clusters that the mixtures were fitted in."""
+        return Clusters(codes=cells.cluster.astype(np.int64), names=self.names.tolist())
 
     def zero_probability(self) -> np.ndarray:
-        """Probability that a zero is a dropout: ``(n_genes, n_clusters)`` float64, 0 where a gene is not modelled.
+        """Probability that a zero is a dropout, ``(n_genes, n_clusters)`` float64; 0 where a gene is not modelled.
 
         All zeros of a gene in a cluster share one transformed value, hence one probability.
         """
-        modelled = self.status == 0
         probability = np.zeros(self.status.shape)
-        probability[modelled] = _corrected_probability(ZERO, self.parameters[modelled], counted=False)
+        probability[self.modelled] = _corrected_probability(ZERO, self.parameters[self.modelled], counted=False)
         return probability
 
-    def probability(self, counts: csr_array, library_size: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-        """Probability of every entry of a block of cells.
-
-        Parameters
-        ----------
-        counts
-            ``(n_cells, n_genes)`` counts of the block, without stored zeros.
-        library_size
-            ``(n_cells,)`` total counts of each cell over all genes.
-        clusters
-            ``(n_cells,)`` cluster of each cell; -1 for none (probability 0).
-
-        Returns
-        -------
-        ``(n_cells, n_genes)`` float32: equation 2 at zeros; never above 0.4 at counts.
-        """
+    def probability(self, counts: csr_array, cells: GammaNormalCells) -> np.ndarray:
+        """Equation 2 at zeros; at most 0.4 at counts; 0 for cells without a cluster and genes that are not modelled."""
+        codes = cells.cluster.astype(np.int64)
         # Codes of -1 pick the appended row of zeros.
         at_zero = np.vstack([self.zero_probability().T, np.zeros(self.status.shape[0])]).astype(np.float32)
-        block = at_zero[clusters]
+        block = at_zero[codes]
         entries = counts.tocoo()
         rows, genes = entries.coords
-        cluster = clusters[rows]
+        cluster = codes[rows]
         block[rows, genes] = 0.0
         modelled = (cluster >= 0) & (self.status[genes, cluster] == 0)
         rows, genes, cluster = rows[modelled], genes[modelled], cluster[modelled]
-        x = log10_cpm(entries.data[modelled].astype(np.float64), library_size[rows])
+        x = log10_cpm(entries.data[modelled].astype(np.float64), cells.library_size[rows])
         block[rows, genes] = _corrected_probability(x, self.parameters[genes, cluster], counted=True)
         return block
 
-    def take(self, genes: np.ndarray | slice) -> GammaNormalMixture:
-        """The mixtures of some genes, in the order given."""
-        return GammaNormalMixture(parameters=self.parameters[genes], status=self.status[genes])
+    def summary(self, counts: csr_array, cells: GammaNormalCells, clusters: Clusters) -> pd.DataFrame:  # noqa: ARG002
+        """Cells, modelled genes, zeros called dropouts, and collapsed mixtures of each cluster of the fit.
 
-    def summary(self, counts: csr_array, clusters: np.ndarray) -> pd.DataFrame:
-        """What the fit says about each cluster.
-
-        Parameters
-        ----------
-        counts, clusters
-            What the mixtures were fitted to.
-
-        Returns
-        -------
-        One row per cluster: ``n_cells``, ``n_modelled`` (genes), ``zeros_called`` (share of the zeros with a
-        probability above 0.5) and ``collapsed`` (share of the modelled genes whose gamma has its mean within 1 % of
-        the zeros' value: it describes the zeros alone, and calls all of them dropouts).
+        ``collapsed`` is the share of the modelled genes whose gamma has its mean within 1 % of the value of a zero: it
+        describes the zeros alone, and calls all of them dropouts.
         """
         called = self.zero_probability() > CALLED
         rows = []
-        for cluster in range(self.status.shape[1]):
-            cells = np.flatnonzero(clusters == cluster)
-            zeros = cells.size - np.diff(counts[cells].tocsc().indptr)
-            modelled = self.status[:, cluster] == 0
-            gamma_mean = self.parameters[modelled, cluster, 1] / self.parameters[modelled, cluster, 2]
+        for cluster in range(self.names.size):
+            members = np.flatnonzero(cells.cluster == cluster)
+            zeros = members.size - np.diff(counts[members].tocsc().indptr)
+            modelled = self.modelled[:, cluster]
+            gamma_mean = self.alpha[modelled, cluster] / self.beta[modelled, cluster]
             rows.append(
                 {
-                    "n_cells": cells.size,
+                    "n_cells": members.size,
                     "n_modelled": int(modelled.sum()),
                     "zeros_called": zeros[called[:, cluster]].sum() / max(zeros.sum(), 1),
                     "collapsed": np.sum(np.abs(gamma_mean / ZERO - 1) < COLLAPSED) / max(modelled.sum(), 1),
@@ -156,12 +219,12 @@ def _corrected_probability(x: np.ndarray | float, parameters: np.ndarray, *, cou
     """Equation 2 with the published corrections: nothing above the mean is a dropout, and no count is one."""
     probability = gamma_normal_posterior(x, parameters)
     probability = np.where((probability > CALLED) & (x > parameters[..., 3]), 0.0, probability)
-    return np.minimum(probability, NONZERO_CAP) if counted else probability
+    return np.minimum(probability, MAX_NONZERO) if counted else probability
 
 
 def fit_mixture(
     counts: csr_array, library_size: np.ndarray, clusters: np.ndarray, n_clusters: int
-) -> GammaNormalMixture:
+) -> tuple[np.ndarray, np.ndarray]:
     """Fit the mixture of every gene in every cluster by expectation-maximisation.
 
     Parameters
@@ -177,7 +240,8 @@ def fit_mixture(
 
     Returns
     -------
-    The fitted mixtures. The result does not depend on the number of threads.
+    Parameters ``(n_genes, n_clusters, 5)`` float64 in the order of :data:`PARAMETERS`, NaN where nothing was fitted, and
+    status ``(n_genes, n_clusters)`` int8. They do not depend on the number of threads.
 
     Notes
     -----
@@ -197,7 +261,7 @@ def fit_mixture(
         fit_genes(x, block.indptr, cells.size, ZERO, fitted, codes)
         parameters[:, cluster] = fitted
         status[:, cluster] = _gene_status(fitted, codes)
-    return GammaNormalMixture(parameters=parameters, status=status)
+    return parameters, status
 
 
 def _gene_status(parameters: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -209,5 +273,5 @@ def _gene_status(parameters: np.ndarray, codes: np.ndarray) -> np.ndarray:
     with np.errstate(under="ignore", over="ignore"):
         gamma, normal = (np.exp(log_density) for log_density in _log_densities(mu + 1.0, parameters[fitted]))
     status[fitted[(gamma >= normal) & (mu <= 1.0)]] = STATUSES.index("gamma above normal")
-    status[fitted[mu <= LOWEST_MEAN]] = STATUSES.index("mean too low")
+    status[fitted[mu <= MIN_MEAN]] = STATUSES.index("mean too low")
     return status

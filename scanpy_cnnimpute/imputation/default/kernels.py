@@ -1,4 +1,4 @@
-"""Compiled loops of the low-rank model of the non-zeros, of what the networks read, and of where they fill."""
+"""Compiled loops of the default imputers: what the networks read, and which zeros they predict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numba import njit, prange
 
 @njit(parallel=True, cache=True)
 def sum_rows(indptr, indices, rows, out):  # type: ignore[no-untyped-def]
-    """``out[i] = sum of rows[j]`` over the stored entries (i, j) of a CSR pattern; float32, summed in float64."""
+    """``out[i] = sum of rows[j]`` over the stored entries (i, j) of a CSR pattern."""
     width = rows.shape[1]
     for i in prange(out.shape[0]):
         for t in range(width):
@@ -20,14 +20,13 @@ def sum_rows(indptr, indices, rows, out):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True)
-def lay_blocks(values, weighted, neighbours, correlations, cells, targets, out):  # type: ignore[no-untyped-def]
-    """Lay the channels of each target's correlated genes side by side.
+def gather_blocks(channels, weighted, neighbours, correlations, cells, targets, out):  # type: ignore[no-untyped-def]
+    """Put the channels of each target's correlated genes side by side.
 
-    `values` is ``(n_cells, n_genes, n_channels)``; row i is of ``cells[i]`` and its genes ``targets[i]``. `out`,
-    ``(n_rows, n_targets * n_top, n_channels + 1)``, has one channel more: channel `weighted` times the
-    correlation.
+    `channels` is ``(n_cells, n_genes, n_channels)``; row i of `out` is of ``cells[i]`` and its genes ``targets[i]``:
+    ``(n_rows, n_targets * n_top, n_channels + 1)``. The last channel is channel `weighted` times the correlation.
     """
-    n_top, n_channels = neighbours.shape[1], values.shape[2]
+    n_top, n_channels = neighbours.shape[1], channels.shape[2]
     for i in prange(targets.shape[0]):
         cell = cells[i]
         for position in range(targets.shape[1]):
@@ -35,8 +34,8 @@ def lay_blocks(values, weighted, neighbours, correlations, cells, targets, out):
             for t in range(n_top):
                 j, place = neighbours[g, t], position * n_top + t
                 for c in range(n_channels):
-                    out[i, place, c] = values[cell, j, c]
-                out[i, place, n_channels] = values[cell, j, weighted] * correlations[g, t]
+                    out[i, place, c] = channels[cell, j, c]
+                out[i, place, n_channels] = channels[cell, j, weighted] * correlations[g, t]
 
 
 @njit(parallel=True, cache=True)
@@ -44,7 +43,7 @@ def join_features(own, shared, scores, loadings, cells, targets, out):  # type: 
     """Features of each target in each cell: its own, those of the gene, and its components one by one.
 
     ``(n_cells, n_genes, n_own)``, ``(n_genes, n_shared)``, ``(n_cells, k)`` and ``(n_genes, k)``; rows as in
-    :func:`lay_blocks`.
+    :func:`gather_blocks`.
     """
     n_own, n_shared, k = own.shape[2], shared.shape[1], scores.shape[1]
     for i in prange(targets.shape[0]):
@@ -60,11 +59,13 @@ def join_features(own, shared, scores, loadings, cells, targets, out):  # type: 
 
 
 @njit(parallel=True, cache=True)
-def lay_known(indptr, indices, data, rows, position, expected, level, shape, floor, lowest, highest, channels, own):  # type: ignore[no-untyped-def]
-    """Pearson residuals and what else is known of each gene in some rows of CSR counts, in one pass.
+def describe_counts(  # type: ignore[no-untyped-def]
+    indptr, indices, data, rows, position, expected, level, shape, floor, lowest, highest, channels, own
+):
+    """Pearson residuals, levels and log counts of the genes that are read, in some rows of CSR counts.
 
-    ``(n_rows, n_genes)``: `expected` and its logarithm `level`; gene j of the counts is ``position[j]`` of these, or
-    none if negative. `channels`: residual, level; `own`: level, whether the count is zero, log1p(count), residual.
+    ``(n_rows, n_genes)``: `expected` and its logarithm `level`; column j of the counts is gene ``position[j]`` of these,
+    or none if negative. `channels`: residual, level; `own`: level, whether the count is zero, log1p(count), residual.
     """
     for i in prange(rows.size):
         for g in range(shape.size):
@@ -86,29 +87,22 @@ def lay_known(indptr, indices, data, rows, position, expected, level, shape, flo
 
 
 @njit(parallel=True, cache=True)
-def mark_missing(indptr, indices, probability, usable, clusters, threshold, missing, sizes, found):  # type: ignore[no-untyped-def]
-    """Where to fill, dense ``(n_rows, n_genes)``, how often in each row, and whether at all in a cluster.
-
-    Where the CSR pattern has no entry, the probability is above the threshold, and the gene is `usable`,
-    ``(n_clusters, n_genes)`` like `found`, in the row's cluster.
-    """
+def mark_missing(indptr, indices, probability, usable, threshold, missing, sizes):  # type: ignore[no-untyped-def]
+    """Zeros of usable genes whose probability exceeds the threshold, dense ``(n_rows, n_genes)``, and their numbers."""
     for i in prange(missing.shape[0]):
-        c = clusters[i]
         for g in range(missing.shape[1]):
-            missing[i, g] = usable[c, g] and probability[i, g] > threshold
+            missing[i, g] = usable[g] and probability[i, g] > threshold
         for entry in range(indptr[i], indptr[i + 1]):
             missing[i, indices[entry]] = False
         n = 0
         for g in range(missing.shape[1]):
             n += missing[i, g]
-            if missing[i, g] and not found[c, g]:
-                found[c, g] = True  # whichever thread is first, it is the same
         sizes[i] = n
 
 
 @njit(parallel=True, cache=True)
 def take_missing(missing, indptr, probability, genes, probabilities):  # type: ignore[no-untyped-def]
-    """Genes and probabilities where something is missing, row by row; CSR with this `indptr`."""
+    """Genes and probabilities of the marked entries, row by row; CSR with this `indptr`."""
     for i in prange(missing.shape[0]):
         entry = indptr[i]
         for g in range(missing.shape[1]):
@@ -120,7 +114,7 @@ def take_missing(missing, indptr, probability, genes, probabilities):  # type: i
 
 @njit(parallel=True, cache=True)
 def count_targets(indptr, genes, position, sizes):  # type: ignore[no-untyped-def]
-    """How many entries of each CSR row are of a gene that has a position, which is not negative."""
+    """Number of entries of each CSR row whose gene has a position."""
     for i in prange(sizes.size):
         n = 0
         for entry in range(indptr[i], indptr[i + 1]):
@@ -129,10 +123,10 @@ def count_targets(indptr, genes, position, sizes):  # type: ignore[no-untyped-de
 
 
 @njit(parallel=True, cache=True)
-def lay_targets(indptr, genes, position, first_row, cells, targets):  # type: ignore[no-untyped-def]
-    """Positions of these entries in rows of the width of `targets`, those of cell i from ``first_row[i]`` on.
+def arrange_targets(indptr, genes, position, first_row, cells, targets):  # type: ignore[no-untyped-def]
+    """Put the positions of these entries into rows as wide as `targets`, those of cell i from ``first_row[i]`` on.
 
-    What is left of a cell's last row is 0; `cells` says which cell a row is of.
+    The last row of a cell is filled up with 0; `cells` says which cell a row is of.
     """
     width = targets.shape[1]
     for i in prange(indptr.size - 1):
@@ -150,8 +144,8 @@ def lay_targets(indptr, genes, position, first_row, cells, targets):  # type: ig
 
 
 @njit(parallel=True, cache=True)
-def take_predicted(indptr, genes, position, first_row, predicted, out):  # type: ignore[no-untyped-def]
-    """What was predicted for these entries, from rows as in :func:`lay_targets`; `out` keeps the others."""
+def collect_predictions(indptr, genes, position, first_row, predicted, out):  # type: ignore[no-untyped-def]
+    """Bring predictions in rows as in :func:`arrange_targets` back to the entries; `out` keeps the others."""
     width = predicted.shape[1]
     for i in prange(indptr.size - 1):
         n = 0
@@ -159,11 +153,3 @@ def take_predicted(indptr, genes, position, first_row, predicted, out):  # type:
             if position[genes[entry]] >= 0:
                 out[entry] = predicted[first_row[i] + n // width, n % width]
                 n += 1
-
-
-@njit(parallel=True, cache=True)
-def fill_rows(cells, indptr, indices, values, genes, out):  # type: ignore[no-untyped-def]
-    """Write CSR entries into dense rows: those of row i into ``out[cells[i]]``, column j into ``genes[j]``."""
-    for i in prange(cells.size):
-        for entry in range(indptr[i], indptr[i + 1]):
-            out[cells[i], genes[indices[entry]]] = values[entry]

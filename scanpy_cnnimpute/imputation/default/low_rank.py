@@ -1,4 +1,4 @@
-"""What is known of a non-zero count before any network: a line per gene, and a low rank of the residuals."""
+"""A line per gene in log library size, and a low rank of the residuals: what is expected of a non-zero count."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import scipy.sparse as sp
 from ..._threads import single_threaded_blas
 from .kernels import sum_rows
 
-ZERO_WEIGHT = 0.1  # of a zero, against 1 of a count: it says that little was there, or that it was missed
+# Tuned on masked counts of real data.
+ZERO_WEIGHT = 0.1  # of a zero, against 1 of a count: little was there, or it was missed
 ZERO_VALUE = -1.0  # what a zero stands for, in standard deviations of the gene
-FULL_ITERATIONS = 15
-REFIT_ITERATIONS = 3
-PRIOR_CELLS = 5.0  # weight of the common variance in that of a gene's residuals
+N_ITERATIONS = 15  # from a singular value decomposition
+N_REFIT_ITERATIONS = 3  # from a fit to almost the same entries
+PRIOR_CELLS = 5.0  # weight of the common variance in that of a gene's residuals, in cells
 PRIOR_NOISE = 10.0  # the same in that of its noise
-SMALLEST_SD = 1e-3
+MIN_SD = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class GeneLines:
 
 
 def fit_lines(counts: sp.csr_array, library_size: np.ndarray) -> GeneLines:
-    """Fit the lines to the non-zeros; slopes are shrunk to the common one by what they scatter beyond their errors."""
+    """Fit the lines to the non-zeros; slopes are shrunk to the common one, as far as their errors explain their scatter."""
     n_genes = counts.shape[1]
     depth_mean = float(np.log(np.maximum(library_size, 1.0)).mean())
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
@@ -83,7 +84,7 @@ def fit_lines(counts: sp.csr_array, library_size: np.ndarray) -> GeneLines:
     return GeneLines(
         intercept=(y_mean - slope * x_mean).astype(np.float32),
         slope=slope.astype(np.float32),
-        sd=np.maximum(np.sqrt(variance), SMALLEST_SD).astype(np.float32),
+        sd=np.maximum(np.sqrt(variance), MIN_SD).astype(np.float32),
         depth_mean=depth_mean,
     )
 
@@ -100,13 +101,10 @@ class LowRank:
         ``(n_genes, k (k + 1) / 2)`` posterior means of their products, float32.
     precision
         ``(n_genes,)`` inverse variance of a gene's noise.
-    loading_covariance
-        ``(n_genes, k, k)``.
     """
 
     loadings: np.ndarray
     loading_moments: np.ndarray
-    loading_covariance: np.ndarray
     precision: np.ndarray
 
     def scores(self, residuals: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +113,7 @@ class LowRank:
 
 
 def fit_low_rank(residuals: sp.csr_array, n_components: int, start: LowRank | None = None) -> LowRank:
-    """Fit the components to the observed residuals, with zeros as weak observations of `ZERO_VALUE`.
+    """Fit the components to the observed residuals; zeros count as weak observations of `ZERO_VALUE`.
 
     Parameters
     ----------
@@ -124,11 +122,11 @@ def fit_low_rank(residuals: sp.csr_array, n_components: int, start: LowRank | No
     n_components
         Most components; those without support shrink to nothing.
     start
-        Where to go on from, as when some entries are hidden.
+        Fit to go on from, such as one to more entries.
 
     Returns
     -------
-    The components. They do not depend on the number of threads.
+    The components, which do not depend on the number of threads.
 
     Notes
     -----
@@ -139,17 +137,16 @@ def fit_low_rank(residuals: sp.csr_array, n_components: int, start: LowRank | No
     n_components = max(1, min(n_components, n_cells - 1, n_genes - 1))
     by_gene = sp.csr_array(residuals.T)
     upper = np.triu_indices(n_components)
+    diagonal = np.equal(*upper)
     n_observed = np.diff(by_gene.indptr)
     n_weighted = n_observed + ZERO_WEIGHT * (n_cells - n_observed)
     squares = np.asarray(by_gene.multiply(by_gene).sum(axis=1)).ravel()
     squares = squares + ZERO_WEIGHT * ZERO_VALUE**2 * (n_cells - n_observed)
     with single_threaded_blas():
         model = _start(residuals, n_components) if start is None else start
-        for _ in range(FULL_ITERATIONS if start is None else REFIT_ITERATIONS):
+        for _ in range(N_ITERATIONS if start is None else N_REFIT_ITERATIONS):
             scores, moments = model.scores(residuals)
-            relevance = n_genes / np.maximum(
-                (model.loadings**2).sum(axis=0) + np.einsum("gkk->k", model.loading_covariance), 1e-8
-            )
+            relevance = n_genes / np.maximum(model.loading_moments[:, diagonal].sum(axis=0), 1e-8)
             weighted = _weighted_moments(by_gene, moments)
             products = _unpack(weighted, n_components)
             target = _weighted_values(by_gene, scores)
@@ -164,7 +161,6 @@ def fit_low_rank(residuals: sp.csr_array, n_components: int, start: LowRank | No
             model = LowRank(
                 loadings=loadings.astype(np.float32),
                 loading_moments=np.ascontiguousarray(second[:, upper[0], upper[1]], dtype=np.float32),
-                loading_covariance=covariance,
                 precision=precision.astype(np.float32),
             )
     return model
@@ -173,7 +169,6 @@ def fit_low_rank(residuals: sp.csr_array, n_components: int, start: LowRank | No
 def _start(residuals: sp.csr_array, n_components: int) -> LowRank:
     from sklearn.utils.extmath import randomized_svd
 
-    # Zeros are weak observations here too.
     filled = residuals.copy()
     filled.data = filled.data - np.float32(ZERO_WEIGHT * ZERO_VALUE)
     _, singular, vt = randomized_svd(filled, n_components, random_state=0)
@@ -182,7 +177,6 @@ def _start(residuals: sp.csr_array, n_components: int) -> LowRank:
     return LowRank(
         loadings=loadings,
         loading_moments=loadings[:, upper[0]] * loadings[:, upper[1]],
-        loading_covariance=np.zeros((loadings.shape[0], n_components, n_components), dtype=np.float32),
         precision=np.ones(loadings.shape[0], dtype=np.float32),
     )
 
@@ -201,14 +195,14 @@ def _cell_scores(
 
 
 def _weighted_moments(residuals: sp.csr_array, moments: np.ndarray) -> np.ndarray:
-    """Sum of the moments over each row's entries, zeros with their weight."""
+    """Moments summed over each row, zeros with their weight."""
     out = np.empty((residuals.shape[0], moments.shape[1]), dtype=np.float32)
     sum_rows(residuals.indptr, residuals.indices, moments, out)
     return (1 - ZERO_WEIGHT) * out + ZERO_WEIGHT * moments.sum(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def _weighted_values(residuals: sp.csr_array, factors: np.ndarray) -> np.ndarray:
-    """Products with the values of each row's entries, zeros with their weight and value."""
+    """Products of each row with the factors, zeros with their weight and value."""
     shifted = sp.csr_array(
         (residuals.data - np.float32(ZERO_WEIGHT * ZERO_VALUE), residuals.indices, residuals.indptr),
         shape=residuals.shape,

@@ -1,336 +1,391 @@
-"""How many molecules were missed at a zero: a network that corrects expected counts."""
+"""Estimates of what was missed: the calibrated model's missed molecules, corrected by a network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import scipy.sparse as sp
+from scipy.special import expm1
 
+from ..._logging import logger
+from ..._records import array, array_list
 from ..._threads import single_threaded_blas
-from .features import BlockNetworks, batches, correlated_genes, network_inputs
-from .kernels import count_targets, lay_known, lay_targets, take_predicted
+from ...dropout.calibrated.splitting import split_molecules
+from ...presets import DefaultSettings
+from ..backend import set_weights
+from ..base import IMPUTED, MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
+from ..progress import progress_bar
+from .architecture import MAX_CORRECTION, build_network, held_out_deviance
+from .features import GeneLayout, InputBuffers, batches, correlated_genes, layout_of, network_genes, network_inputs
+from .kernels import arrange_targets, collect_predictions, count_targets, describe_counts
+from .selection import above_threshold
+from .training import train_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import scipy.sparse as sp
-    from tqdm import tqdm
+    from ...dropout import Clusters, Dropout, ModelledDropout
+    from ...dropout.calibrated import CalibratedCells, CalibratedModel
+    from ...presets import Settings
+    from ..base import FitOptions
 
-    from ...presets import BlockSettings
-    from .features import PredictAt
-
-N_CHANNELS = 3
-N_OWN_FEATURES = 4
+N_CHANNELS = 2  # of each correlated gene: residual and level
+N_OWN_FEATURES = 4  # of a target in a cell: level, whether its count is zero, log1p(count), residual
+MIN_RATE = 1e-3  # added to expected counts before a logarithm
+FLOOR_VARIANCE = 0.01  # of a count, so that the residual of a single unexpected molecule stays finite
+RESIDUAL_RANGE = (-5.0, 8.0)  # beyond, residuals are clipped
+MIN_PROFILE = 1e-4  # added to the shares of a cell's profile before the logarithm
+# Batch sizes: half of the conditional network's, as accurate in half of the time.
+BATCH_ENTRIES = 30_000
+MIN_BATCH, MAX_BATCH = 2, 32
 VALIDATION_SHARE = 0.1  # of the cells
-FEWEST_VALIDATION_CELLS = 10
-LOWEST_RATE = 1e-3  # added before a logarithm
-FLOOR_VARIANCE = 0.01
-RESIDUAL_RANGE = (-5.0, 8.0)
-DESCRIBED_CELLS = 256  # at a time, for the correlations
-PREDICTED_BLOCK = 1_000_000  # entries of cells x genes that are described at a time
-PREDICTED_ENTRIES = 240_000  # of them, predicted at once: a call has a cost of its own
-PREDICTED_SHAPES = 8
-PREDICTED_TARGETS = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpectedCounts:
-    """What is expected of every count, and of each of two sets that the molecules of some cells were split into.
-
-    Attributes
-    ----------
-    cells
-        The cells that were split.
-    train, test
-        ``(cells.size, n_genes)`` counts of the two sets.
-    train_scores, train_loadings
-        ``(cells.size, k)`` and ``(n_genes, k)``; their product is expected of `train`, of which alone it was learnt.
-    scores, loadings
-        The same for all counts of all cells; factor by factor like those of `train`.
-    shape
-        ``(n_genes,)`` shapes of the negative binomial distributions around them.
-    """
-
-    cells: np.ndarray
-    train: sp.csr_array
-    test: sp.csr_array
-    train_scores: np.ndarray
-    train_loadings: np.ndarray
-    scores: np.ndarray
-    loadings: np.ndarray
-    shape: np.ndarray
+MIN_VALIDATION_CELLS = 10
+VALIDATION_ENTRIES = 300_000  # of cells x genes at most
+DESCRIBED_CELLS = 256  # whose residuals are computed at a time
+BLOCK_ENTRIES = 4_000_000  # of cells x genes that are predicted at a time, before those above the threshold are chosen
+# Entries in one call of the network, in rows of so many targets; the number of rows takes one of so many values.
+CALL_ENTRIES = 240_000
+CALL_TARGETS = 64
+CALL_SHAPES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Counts and expectations, which inputs are made of, and features of the cells."""
+    """Counts of some cells, their expectations, and features of the cells, for a network's genes."""
 
     counts: sp.csr_array
     scores: np.ndarray
-    loadings: np.ndarray  # of the network's genes
-    cells: np.ndarray
+    loadings: np.ndarray  # (n_read, n_factors)
+    shape: np.ndarray  # (n_read,) float32
+    shared: np.ndarray  # (n_read, n_features)
+    cells: np.ndarray  # (n_cells, n_features)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Known:
-    """What inputs are made of: float32, ``(n_cells, n_network_genes, ...)``, `cells` ``(n_cells, n_features)``.
-
-    Filled again and again: memory that is new takes longer than what is written to it.
-    """
+class _Described:
+    """Counts as a network sees them, ``(n_cells, n_read, ...)`` float32; buffers that are reused for every block."""
 
     expected: np.ndarray
     level: np.ndarray
     channels: np.ndarray
     own: np.ndarray
-    cells: np.ndarray
 
     @classmethod
-    def room(cls, n_cells: int, n_genes: int, n_features: int) -> _Known:
-        """For so many cells, to be filled."""
+    def allocate(cls, n_cells: int, n_genes: int) -> _Described:
         shape = n_cells, n_genes
         return cls(
             expected=np.empty(shape, dtype=np.float32),
             level=np.empty(shape, dtype=np.float32),
-            channels=np.empty((*shape, N_CHANNELS - 1), dtype=np.float32),
+            channels=np.empty((*shape, N_CHANNELS), dtype=np.float32),
             own=np.empty((*shape, N_OWN_FEATURES), dtype=np.float32),
-            cells=np.empty((n_cells, n_features), dtype=np.float32),
         )
 
-    def first(self, n_cells: int) -> _Known:
-        """Of the first cells."""
-        return _Known(**{name: part[:n_cells] for name, part in vars(self).items()})
-
-
-class RateNetworks(BlockNetworks):
-    """Correct how many molecules are expected where none was counted.
-
-    The network reads how far the counts of the genes most correlated with each target are from their expectations,
-    the target's own count and expectation, and the cell's profile, all of one set of molecules; it learns the
-    logarithm of what the other set holds over what was to be expected of it. The sets share no molecule, so that there
-    is nothing to hide.
-
-    Parameters
-    ----------
-    settings
-        Of the preset.
-    random_state
-        Seed.
-    expected
-        Counts that were split, and their expectations.
-    """
-
-    # Half of what the conditional networks take: as accurate, in half of the time.
-    batch_entries = 30_000
-    largest_batch = 32
-
-    def __init__(self, settings: BlockSettings, random_state: int, expected: ExpectedCounts) -> None:
-        super().__init__(settings, random_state)
-        self.expected = expected
-
-    @property
-    def n_stages(self) -> int:
-        """Correlated genes, and the networks."""
-        return 1 + self.settings.n_members
-
-    def _fit(self, counts: sp.csr_array, cells: np.ndarray, bar: tqdm[Any]) -> None:
-        """Train on the split counts of those of the cells that were split."""
-        given = self.expected
-        indices = counts.indices if cells.size == counts.shape[0] else counts[cells].indices
-        # In parts, for they are cast.
-        parts = np.array_split(indices, 1 + indices.size // 2**20)
-        detected = np.sum([np.bincount(part, minlength=counts.shape[1]) for part in parts], axis=0)
-        self._choose_genes(detected, cells.size)
-        self._position = np.full(counts.shape[1], -1)
-        self._position[self._genes] = np.arange(self._genes.size)
-        self._shape = given.shape[self._genes]
-        train = self._source(given.train, given.train_scores, given.train_loadings)
-        split = np.flatnonzero(np.isin(given.cells, cells))
-        mean = train.scores[split].mean(axis=0) @ train.loadings.T
-        level = np.log(mean + LOWEST_RATE)
-        residuals = np.empty((split.size, self._genes.size), dtype=np.float32)
-        room = self._room(train, DESCRIBED_CELLS)
-        for start in range(0, split.size, DESCRIBED_CELLS):
-            part = slice(start, start + DESCRIBED_CELLS)
-            residuals[part] = self._known(train, split[part], room).channels[..., 0]
-        self._neighbours, self._correlations = correlated_genes(residuals, self.settings.n_top)
-        self._features = np.column_stack([level - level.mean(), np.log(self._shape), self._correlations])
-        bar.update()
-        seeds = np.random.SeedSequence(self.random_state).spawn(self.settings.n_members)
-        self.history, self._weights = [], []
-        for member, seed in enumerate(seeds):
-            if self._trainable:
-                self._train(train, split, np.random.default_rng(seed), member)
-            bar.update()
-
-    def _source(self, counts: sp.csr_array, scores: np.ndarray, loadings: np.ndarray) -> _Source:
-        depth = np.log(np.maximum(counts.sum(axis=1, dtype=np.float64), 1.0))
-        profile = np.log(scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12) + 1e-4)
-        return _Source(
-            counts=counts,
-            scores=scores.astype(np.float32),
-            loadings=loadings[self._genes].astype(np.float32),
-            cells=np.column_stack([profile, depth - depth.mean()]).astype(np.float32),
-        )
-
-    def _room(self, source: _Source, n_cells: int) -> _Known:
-        return _Known.room(n_cells, self._genes.size, source.cells.shape[1])
-
-    def _known(self, source: _Source, rows: np.ndarray, room: _Known) -> _Known:
-        """What the inputs of these cells are made of, in the first rows of the room for it."""
-        known = room.first(rows.size)
-        np.matmul(source.scores[rows], source.loadings.T, out=known.expected)
-        np.add(known.expected, LOWEST_RATE, out=known.level)
-        np.log(known.level, out=known.level)
-        known.cells[:] = source.cells[rows]
-        lay_known(
+    def fill(self, source: _Source, rows: np.ndarray, layout: GeneLayout) -> _Described:
+        """Describe these rows of the source in the first rows of the buffers."""
+        described = _Described(**{name: buffer[: rows.size] for name, buffer in vars(self).items()})
+        with single_threaded_blas():
+            np.matmul(source.scores[rows], source.loadings.T, out=described.expected)
+        np.add(described.expected, MIN_RATE, out=described.level)
+        np.log(described.level, out=described.level)
+        describe_counts(
             source.counts.indptr,
             source.counts.indices,
             source.counts.data,
             rows,
-            self._position,
-            known.expected,
-            known.level,
-            self._shape.astype(np.float32),
+            layout.read_position,
+            described.expected,
+            described.level,
+            source.shape,
             *np.array([FLOOR_VARIANCE, *RESIDUAL_RANGE], dtype=np.float32),
-            known.channels,
-            known.own,
+            described.channels,
+            described.own,
         )
-        return known
+        return described
+
+
+@dataclass(kw_only=True)
+class MoleculeImputer(Imputer):
+    """Predicts what zeros are worth from the number of molecules that were missed.
+
+    The calibrated model says how many molecules are expected to be missed at a zero. A network corrects this number: it
+    reads how far the counts of the genes most correlated with each target are from their expectations, the
+    target's own count and expectation, and the cell's profile, all of one set of split molecules; it learns the logarithm
+    of what the other set holds over its expectation.
+
+    Attributes
+    ----------
+    gene_ids
+        ``(n_genes,)`` ids that `neighbours` refers to.
+    neighbours, correlations
+        ``(n_genes, n_top)`` ids of the most correlated genes, -1 for genes without a network; and correlations.
+    level
+        ``(n_genes,)`` centred log expected count.
+    status
+        ``(n_genes, 1)`` positions in :data:`STATUSES`.
+    depth_mean
+        Mean log library size, where the feature of a cell is 0.
+    weights
+        Of the network; none if it was not trained.
+    """
+
+    preset: ClassVar[str] = "default"
+    estimates: ClassVar[tuple[str, ...]] = ("posterior_mean", "expected_count")
+    settings_type: ClassVar[type[Settings]] = DefaultSettings
+    std_units: ClassVar[str | None] = "log1p(CP10k)"
+    needs_calibrated: ClassVar[bool] = True
+    dropout_model: ClassVar[str] = "calibrated"
+
+    gene_ids: np.ndarray = array("i4", "genes")
+    neighbours: np.ndarray = array("i4", "genes", "top")
+    correlations: np.ndarray = array("f4", "genes", "top")
+    level: np.ndarray = array("f4", "genes")
+    status: np.ndarray = array("i1", "genes", "columns")
+    depth_mean: float = array("f8")
+    weights: list[np.ndarray] = array_list("f4")
+    settings: DefaultSettings = field(default_factory=DefaultSettings)
+    estimate: str = "posterior_mean"
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def fit(cls, counts: sp.csr_array, dropout: Dropout, options: FitOptions) -> MoleculeImputer:
+        """Choose the correlated genes and train the network on the cells that the dropout model was fitted to."""
+        model, cells = _calibrated(dropout)
+        settings: Any = options.settings
+        n_used = int((np.diff(counts.indptr) > 0).sum())
+        status = gene_status(options, n_used)
+        n_top = settings.n_top
+        imputer = cls(
+            gene_ids=model.gene_ids,
+            neighbours=np.full((counts.shape[1], n_top), -1, dtype=np.int32),
+            correlations=np.zeros((counts.shape[1], n_top), dtype=np.float32),
+            level=np.zeros(counts.shape[1], dtype=np.float32),
+            status=status,
+            depth_mean=0.0,
+            weights=[],
+            settings=settings,
+            estimate=options.estimate,
+        )
+        if n_used < MIN_CELLS:
+            logger.info("%d cells have counts, fewer than the %d it takes to train a network", n_used, MIN_CELLS)
+            return imputer
+        with progress_bar("cnnImpute", 2, verbose=options.verbose) as bar:
+            imputer._fit(counts, model, cells, options.random_state, bar)
+        return imputer
+
+    def _fit(
+        self, counts: sp.csr_array, model: CalibratedModel, cells: CalibratedCells, random_state: int, bar: Any
+    ) -> None:
+        genes = network_genes(np.bincount(counts.indices, minlength=counts.shape[1]), counts.shape[0])
+        # Cells of the fit that are still there, and their scores in the first set of molecules.
+        rows = np.flatnonzero(np.isin(cells.cell_ids, model.train_cells))
+        ids = cells.cell_ids[rows]
+        train_scores = model.train_scores[np.searchsorted(model.train_cells, ids)]
+        own = counts if rows.size == counts.shape[0] else counts[rows]
+        train, test = split_molecules(own, ids, model.gene_ids, model.random_state)
+        self.depth_mean = float(_log_depth(own).mean()) if rows.size else 0.0
+        mean = train_scores.mean(axis=0) @ model.train_loadings[genes].T if rows.size else np.ones(genes.size)
+        level = np.log(mean + MIN_RATE)
+        self.level[genes] = level - level.mean() if genes.size else level
+        everything = GeneLayout(
+            genes=genes,
+            neighbours=np.zeros((genes.size, self.settings.n_top), dtype=np.int64),
+            correlations=np.zeros((genes.size, self.settings.n_top), dtype=np.float32),
+            read_position=_positions(genes, counts.shape[1]),
+            target_position=_positions(genes, counts.shape[1]),
+        )
+        source = self._source(train, train_scores, model.train_loadings, model.shape, everything)
+        residuals = np.empty((rows.size, genes.size), dtype=np.float32)
+        buffers = _Described.allocate(min(DESCRIBED_CELLS, rows.size), genes.size)
+        for start in range(0, rows.size, DESCRIBED_CELLS):
+            part = np.arange(start, min(start + DESCRIBED_CELLS, rows.size))
+            residuals[part] = buffers.fill(source, part, everything).channels[..., 0]
+        neighbours, correlations = correlated_genes(residuals, self.settings.n_top)
+        bar.update()
+        if genes.size > self.settings.n_top and rows.size > 1:
+            self.neighbours[genes], self.correlations[genes] = self.gene_ids[genes[neighbours]], correlations
+            layout, _ = layout_of(self.gene_ids, self.neighbours, self.correlations, genes)
+            source = self._source(train, train_scores, model.train_loadings, model.shape, layout)
+            self._train(source, test, layout, np.random.default_rng(random_state))
+        bar.update()
+
+    def _source(
+        self,
+        counts: sp.csr_array,
+        scores: np.ndarray,
+        loadings: np.ndarray,
+        shape: np.ndarray,
+        layout: GeneLayout,
+        depth_mean: float | None = None,
+    ) -> _Source:
+        depth = _log_depth(counts)
+        profile = np.log(scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12) + MIN_PROFILE)
+        centre = depth.mean() if depth_mean is None and depth.size else (depth_mean or 0.0)
+        genes = layout.genes
+        return _Source(
+            counts=counts,
+            scores=scores,
+            loadings=np.ascontiguousarray(loadings[genes]),
+            shape=shape[genes].astype(np.float32),
+            shared=np.column_stack([self.level[genes], np.log(shape[genes]), layout.correlations]),
+            cells=np.column_stack([profile, depth - centre]).astype(np.float32),
+        )
 
     def _inputs(
         self,
-        known: _Known,
-        cells: np.ndarray | None = None,
-        targets: np.ndarray | None = None,
-        room: tuple[np.ndarray, np.ndarray] | None = None,
+        source: _Source,
+        described: _Described,
+        of_cells: np.ndarray,
+        layout: GeneLayout,
+        rows: tuple[np.ndarray, np.ndarray] | None = None,
+        buffers: InputBuffers | None = None,
     ) -> list[np.ndarray]:
         """Blocks of correlated genes, features of the targets and of the cells."""
-        blocks, of_gene = network_inputs(
-            known.channels,
-            0,
-            self._neighbours,
-            self._correlations,
-            known.own,
-            self._features,
-            # No components: the cell's profile is a feature of the cell alone.
-            np.empty((len(known.cells), 0), dtype=np.float32),
-            np.empty((self._genes.size, 0), dtype=np.float32),
-            cells,
-            targets,
-            room,
+        # No components: the cell's profile is a feature of the cell alone.
+        none = np.empty((len(of_cells), 0), dtype=np.float32), np.empty((layout.genes.size, 0), dtype=np.float32)
+        blocks, genes = network_inputs(
+            layout, described.channels, 0, described.own, source.shared, *none, rows, buffers
         )
-        return [blocks, of_gene, known.cells.copy() if cells is None else known.cells[cells]]
+        return [blocks, genes, of_cells if rows is None else of_cells[rows[0]]]
 
-    def _input_room(self, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """For the inputs of as many rows of targets as are predicted at once."""
-        n_rows = max(1, PREDICTED_ENTRIES // width // PREDICTED_SHAPES) * PREDICTED_SHAPES
-        return (
-            np.empty((n_rows, width * self.settings.n_top, N_CHANNELS), dtype=np.float32),
-            np.empty((n_rows, width, N_OWN_FEATURES + self._features.shape[1]), dtype=np.float32),
-        )
+    def _network(self, n_targets: int, n_cell_features: int, seed: int = 0) -> Any:
+        n_top = self.neighbours.shape[1]
+        sizes = n_targets, N_CHANNELS + 1, N_OWN_FEATURES + 2 + n_top, n_cell_features
+        return build_network(sizes, n_top, held_out_deviance, seed)
 
-    def _network(self, weights: list[np.ndarray] | None = None, seed: int = 0, n_targets: int | None = None) -> Any:
-        from .architecture import build_block_network, held_out_deviance
-
-        sizes = (
-            n_targets or self._genes.size,
-            N_CHANNELS,
-            N_OWN_FEATURES + self._features.shape[1],
-            self.expected.scores.shape[1] + 1,
-        )
-        model = build_block_network(sizes, held_out_deviance, self.settings, seed)
-        if weights is not None:
-            model.set_weights(weights)
-        return model
-
-    def _train(self, source: _Source, split: np.ndarray, rng: np.random.Generator, member: int) -> None:
-        """Train one network on most of these rows of the source; the others decide when it is best."""
-        from .architecture import train_block_network
-
-        model = self._network(seed=int(rng.integers(2**30)))
-        first, second = (part.sum(axis=1, dtype=np.float64) for part in (self.expected.train, self.expected.test))
+    def _train(self, source: _Source, test: sp.csr_array, layout: GeneLayout, rng: np.random.Generator) -> None:
+        """Train on most cells; the others decide when the network is best."""
+        n_cells, n_genes = source.counts.shape[0], layout.genes.size
+        model = self._network(n_genes, source.cells.shape[1], seed=int(rng.integers(2**30)))
+        first, second = (part.sum(axis=1, dtype=np.float64) for part in (source.counts, test))
         ratio = np.divide(second, first, out=np.zeros_like(first), where=first > 0)
-        test = self.expected.test[:, self._genes]
-        order = rng.permutation(split)
-        n_validation = max(min(FEWEST_VALIDATION_CELLS, split.size // 2), int(VALIDATION_SHARE * split.size))
-
-        checked = self._check_rows(order[:n_validation])
-        room = self._room(source, max(checked.size, self._batch_size()))
+        held_out = test[:, layout.genes]
+        order = rng.permutation(n_cells)
+        n_validation = max(min(MIN_VALIDATION_CELLS, n_cells // 2), int(VALIDATION_SHARE * n_cells))
+        size = int(np.clip(BATCH_ENTRIES // n_genes, MIN_BATCH, MAX_BATCH))
+        checked = order[:n_validation][: max(1, VALIDATION_ENTRIES // n_genes)]
+        buffers = _Described.allocate(max(checked.size, size), n_genes)
 
         def batch(rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-            known = self._known(source, rows, room)
-            inputs = self._inputs(known)
-            held_out = test[rows].toarray()
+            described = buffers.fill(source, rows, layout)
+            inputs = self._inputs(source, described, source.cells[rows], layout)
             # What is expected once the first set is known: all entries teach, though only zeros are imputed.
-            factor = (self._shape + np.expm1(inputs[1][..., 2])) / (self._shape + known.expected)
-            answer = np.stack([held_out, known.expected * ratio[rows][:, None] * factor], axis=-1)
+            factor = (source.shape + expm1(inputs[1][..., 2])) / (source.shape + described.expected)
+            expected = described.expected * ratio[rows][:, None] * factor
+            answer = np.stack([held_out[rows].toarray(), expected], axis=-1)
             return inputs, answer.astype(np.float32)
 
-        drawn = batches(rng, order[n_validation:], self._batch_size())
-        history = train_block_network(
-            model,
-            lambda: batch(next(drawn)),
-            batch(checked),
-            self.settings,
+        drawn = batches(rng, order[n_validation:], size)
+        history = train_network(model, lambda: batch(next(drawn)), batch(checked), self.settings)
+        self.history.append(
+            {"cluster": "all", "subset": 0, "n_targets": n_genes, "n_inputs": n_genes, **history}
         )
-        self._remember(member, model, history)
+        self.weights = model.get_weights()
 
-    def predict(self, counts: sp.csr_array, cells: np.ndarray) -> Iterator[tuple[np.ndarray, PredictAt]]:
-        """Blocks of cells with what predicts the log factor by which molecules expected after a zero are changed."""
-        given = self.expected
-        source = self._source(counts, given.scores, given.loadings)
-        # Rows of few targets each, since those that are asked for differ from cell to cell.
-        width = max(1, min(PREDICTED_TARGETS, self._genes.size))
-        models = [self._network(weights, n_targets=width) for weights in self._weights]
-        height = max(1, min(PREDICTED_BLOCK // counts.shape[1], cells.size))
-        room = self._room(source, height), self._input_room(width)
-        for start in range(0, cells.size, height):
-            block = cells[start : start + height]
-
-            def predict_at(
-                indptr: np.ndarray, genes: np.ndarray, block: np.ndarray = block
-            ) -> tuple[np.ndarray, np.ndarray]:
-                found = np.zeros(genes.size, dtype=np.float32)
-                if models:
-                    self._correct(models, source, block, indptr, genes, room, found)
-                return found, np.zeros_like(found)
-
-            yield block, predict_at
-
-    def _correct(
+    def predict(
         self,
-        models: list[Any],
-        source: _Source,
-        cells: np.ndarray,
-        indptr: np.ndarray,
-        genes: np.ndarray,
-        room: tuple[_Known, tuple[np.ndarray, np.ndarray]],
-        found: np.ndarray,
-    ) -> None:
-        """Write the mean prediction for entries of genes that the networks predict."""
-        from .architecture import LARGEST_CORRECTION
+        counts: sp.csr_array,
+        dropout: Dropout,
+        *,
+        clusters: Clusters | None = None,  # noqa: ARG002 - one network for all cells
+        genes: np.ndarray | None = None,
+        return_std: bool = False,
+    ) -> Iterator[Imputed]:
+        """Posterior means of the zeros whose dropout probability exceeds the threshold; see :meth:`Imputer.predict`."""
+        model, cells = _calibrated(dropout)
+        usable = usable_genes(self.status[:, 0])
+        wanted = np.flatnonzero(usable) if genes is None else genes[usable[genes]]
+        correct = self._corrector(counts, model, cells, wanted)
+        logarithmic, threshold = self.estimate == "posterior_mean", self.settings.threshold
+        found = np.zeros(counts.shape[1], dtype=bool)
+        height = max(1, BLOCK_ENTRIES // max(wanted.size, 1))
+        for start in range(0, counts.shape[0] if wanted.size else 0, height):
+            rows = np.arange(start, min(start + height, counts.shape[0]))
+            own, described = counts[rows], cells.take(cells=rows)
+            changed = dropout.changed(rows)  # type: ignore[attr-defined]
+            if changed is None:
+                indptr, columns, missed = model.missed_molecules(own, described, wanted, threshold)
+            else:
+                indptr, columns, probability = above_threshold(own, changed, wanted, threshold)
+                missed = model.missed_from(described, indptr, columns, probability)
+            correction = correct(rows, indptr, columns)
+            values, deviation = model.posterior_mean(
+                described, indptr, columns, missed, correction, logarithmic=logarithmic, return_std=return_std
+            )
+            found[columns] = True
+            yield Imputed(
+                cells=rows,
+                values=_entries(values, columns, indptr, own.shape),
+                deviation=None if deviation is None else _entries(deviation, columns, indptr, own.shape),
+            )
+        self.status[found, 0] = IMPUTED
 
-        most_rows, width = room[1][1].shape[:2]
-        sizes = np.empty(cells.size, dtype=np.int64)
-        count_targets(indptr, genes, self._position, sizes)
-        if not sizes.any():
-            return
-        # The targets of a cell stand one after the other; its last row is filled up.
-        ends = np.cumsum(-(-sizes // width))
-        first_row = np.concatenate([[0], ends[:-1]])
-        row_cell, targets = np.empty(ends[-1], dtype=np.int64), np.empty((ends[-1], width), dtype=np.int64)
-        lay_targets(indptr, genes, self._position, first_row, row_cell, targets)
-        predicted = np.empty((row_cell.size, width), dtype=np.float32)
-        with single_threaded_blas():
-            known = self._known(source, cells, room[0])
-        # Batches of few shapes: a new one is compiled anew.
-        height = most_rows // PREDICTED_SHAPES
-        for rows in np.array_split(np.arange(row_cell.size), -(-row_cell.size // most_rows)):
-            padded = np.resize(rows, -(-rows.size // height) * height)
-            blocks, of_gene = (part[: padded.size] for part in room[1])
-            batch = self._inputs(known, row_cell[padded], targets[padded], (blocks, of_gene))
-            outputs = [np.asarray(model.predict_on_batch(batch))[: rows.size] for model in models]
-            predicted[rows] = np.mean(outputs, axis=0)
-        np.clip(predicted, -LARGEST_CORRECTION, LARGEST_CORRECTION, out=predicted)
-        take_predicted(indptr, genes, self._position, first_row, predicted, found)
+    def _corrector(self, counts: sp.csr_array, model: CalibratedModel, cells: CalibratedCells, wanted: np.ndarray) -> Any:
+        """A function of rows and their CSR entries that gives the network's correction of each, float32."""
+        layout, n_lost = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
+        if n_lost:
+            logger.warning(
+                "%d genes are imputed without the network's correction: some of their %d correlated genes were dropped "
+                "from the data. Impute before genes are dropped, or keep the layer.",
+                n_lost,
+                self.neighbours.shape[1],
+            )
+        if not self.weights or not layout.genes.size:
+            return lambda _rows, _indptr, columns: np.zeros(columns.size, dtype=np.float32)
+        source = self._source(counts, cells.scores, model.loadings, model.shape, layout, self.depth_mean)
+        width = min(CALL_TARGETS, layout.genes.size)
+        n_rows = max(1, CALL_ENTRIES // width // CALL_SHAPES) * CALL_SHAPES
+        network = self._network(width, source.cells.shape[1])
+        set_weights(network, self.weights)
+        n_features = N_OWN_FEATURES + source.shared.shape[1]
+        buffers = InputBuffers.allocate(n_rows, width, self.neighbours.shape[1], N_CHANNELS, n_features)
+        described: list[_Described] = []
+
+        def correct(rows: np.ndarray, indptr: np.ndarray, columns: np.ndarray) -> np.ndarray:
+            correction = np.zeros(columns.size, dtype=np.float32)
+            sizes = np.empty(rows.size, dtype=np.int64)
+            count_targets(indptr, columns, layout.target_position, sizes)
+            if not sizes.any():
+                return correction
+            # The targets of a cell stand one after the other.
+            ends = np.cumsum(-(-sizes // width))
+            first_row = np.concatenate([[0], ends[:-1]])
+            row_cell, targets = np.empty(ends[-1], dtype=np.int64), np.empty((ends[-1], width), dtype=np.int64)
+            arrange_targets(indptr, columns, layout.target_position, first_row, row_cell, targets)
+            if not described:
+                described.append(_Described.allocate(rows.size, layout.genes.size))
+            known = described[0].fill(source, rows, layout)
+            predicted = np.empty((row_cell.size, width), dtype=np.float32)
+            height = n_rows // CALL_SHAPES
+            for part in np.array_split(np.arange(row_cell.size), -(-row_cell.size // n_rows)):
+                # Batches of few shapes: a new one is compiled anew.
+                padded = np.resize(part, -(-part.size // height) * height)
+                inputs = self._inputs(
+                    source, known, source.cells[rows], layout, (row_cell[padded], targets[padded]), buffers
+                )
+                predicted[part] = np.asarray(network.predict_on_batch(inputs))[: part.size]
+            np.clip(predicted, -MAX_CORRECTION, MAX_CORRECTION, out=predicted)
+            collect_predictions(indptr, columns, layout.target_position, first_row, predicted, correction)
+            return correction
+
+        return correct
+
+
+def _calibrated(dropout: Dropout) -> tuple[CalibratedModel, CalibratedCells]:
+    modelled: ModelledDropout = dropout  # type: ignore[assignment]
+    return modelled.model, modelled.cells  # type: ignore[return-value]
+
+
+def _entries(values: np.ndarray, columns: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
+    return sp.csr_array((values, columns, indptr.astype(np.int32 if indptr[-1] < 2**31 else np.int64)), shape=shape)
+
+
+def _positions(genes: np.ndarray, n_genes: int) -> np.ndarray:
+    positions = np.full(n_genes, -1, dtype=np.int32)
+    positions[genes] = np.arange(genes.size)
+    return positions
+
+
+def _log_depth(counts: sp.csr_array) -> np.ndarray:
+    return np.log(np.maximum(counts.sum(axis=1, dtype=np.float64), 1.0))

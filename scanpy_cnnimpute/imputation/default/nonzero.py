@@ -1,48 +1,57 @@
-"""What a count is if it is not zero: lines, a low rank, and a network for what they leave."""
+"""The conditional estimate: what a count is, given that it is not zero."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
 
+from ..._logging import logger
+from ..._records import array, array_list
 from ..._threads import single_threaded_blas
-from .features import BlockNetworks, batches, correlated_genes, network_inputs, stacked
+from ...presets import ConditionalSettings
+from ..backend import set_weights
+from ..base import IMPUTED, MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
+from ..progress import progress_bar
+from .architecture import build_network, hidden_mse
+from .features import GeneLayout, batches, correlated_genes, layout_of, network_genes, network_inputs
 from .low_rank import GeneLines, LowRank, fit_lines, fit_low_rank
+from .selection import above_threshold
+from .training import train_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from tqdm import tqdm
+    from ...dropout import Clusters, Dropout
+    from ...presets import Settings
+    from ..base import FitOptions
 
-    from .features import PredictAt
-
-SMALLEST = np.float32(np.log(2.0))  # log1p of one count: a non-zero is not less
-ARRAYS = "arrays.npz"
-MOST_CELLS = 5_000  # to learn from; the others are only described
-DESCRIBED_CELLS = 5_000  # at a time
+MIN_VALUE = np.float32(np.log(2.0))  # log1p of one count: a non-zero is not less
+MAX_CELLS = 5_000  # cells to learn from, drawn at random
+DESCRIBED_CELLS = 5_000  # cells described at a time
 CELLS_PER_COMPONENT = 10
-FEWEST_COMPONENTS = 5
-N_CHANNELS = 5
+MIN_COMPONENTS = 5
+N_CHANNELS = 4  # of each correlated gene: residual, residual of the low rank, whether seen, level where not seen
+N_OWN_FEATURES = 3  # of a target in a cell: low rank, level, uncertainty
+N_GENE_FEATURES = 4
 NOISE_BINS = 40
-NOISE_PRIOR = 20.0  # entries' weight of the common variance in that of a gene
+NOISE_PRIOR = 20.0  # weight of the common variance in that of a gene, in entries
+# Batch sizes; tuned on masked counts.
+BATCH_ENTRIES = 60_000
+MIN_BATCH, MAX_BATCH = 2, 64
+VALIDATION_ENTRIES = 300_000  # of cells x genes at most
+CALL_ENTRIES = 240_000  # predicted in one call of the network
+MIN_CALL, MAX_CALL = 8, 256  # cells in it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Visible:
+class _Visible:
     """What a network may know of some cells: everything but the entries that are hidden.
 
-    Attributes
-    ----------
-    residuals
-        ``(n_cells, n_genes)`` standardised residuals of the visible non-zeros, of all genes.
-    lines, low_rank, neighbours, correlations
-        Fitted to them; the latter two ``(n_network_genes, n_top)``, positions among the network's genes.
-    scores, moments, depth
-        Of the cells.
+    `residuals` are of all genes, standardised, at the visible non-zeros; `correlated` are the neighbours and correlations
+    among the network's genes.
     """
 
     residuals: sp.csr_array
@@ -51,307 +60,400 @@ class Visible:
     low_rank: LowRank
     scores: np.ndarray
     moments: np.ndarray
-    neighbours: np.ndarray
-    correlations: np.ndarray
+    layout: GeneLayout
 
 
-@dataclass(frozen=True, kw_only=True)
-class Noise:
-    """Variance of log1p(counts) of the non-zeros around their prediction.
+@dataclass(kw_only=True)
+class NonzeroImputer(Imputer):
+    """Predicts log1p(count), given that it is not zero, for every cell and gene.
+
+    A line per gene in log library size, a low rank of the residuals and, added to them, a convolutional network that
+    reads the residuals of the genes most correlated with each target, and the low rank. The network learns from entries
+    that were hidden from everything it reads: lines, low rank and choice of correlated genes have not seen them.
 
     Attributes
     ----------
-    level, variance
+    gene_ids
+        ``(n_genes,)`` ids that `neighbours` refers to.
+    neighbours, correlations
+        ``(n_genes, n_top)`` ids of the most correlated genes, -1 for genes without a network; and correlations.
+    features
+        ``(n_genes, 4)`` features of the genes.
+    intercept, slope, sd
+        ``(n_genes,)`` the lines, and the standard deviation around them.
+    loadings, loading_moments, precision
+        ``(n_genes, k)``, ``(n_genes, k (k + 1) / 2)`` and ``(n_genes,)``: the low rank.
+    noise_factor
+        ``(n_genes,)`` what the variance of a prediction is multiplied by.
+    status
+        ``(n_genes, 1)`` positions in :data:`STATUSES`.
+    noise_level, noise_variance
         Predicted values, rising, and the variance there.
-    factor
-        ``(n_genes,)`` what a gene's variance is multiplied by.
+    depth_mean
+        Mean log library size, where the depth of a cell is 0.
+    weights
+        Of the network; none if it was not trained.
     """
 
-    level: np.ndarray
-    variance: np.ndarray
-    factor: np.ndarray
+    preset: ClassVar[str] = "default"
+    estimates: ClassVar[tuple[str, ...]] = ("conditional",)
+    settings_type: ClassVar[type[Settings]] = ConditionalSettings
+    std_units: ClassVar[str | None] = "log1p(counts)"
+    dropout_model: ClassVar[str] = "calibrated"
 
-    def sd(self, predicted: np.ndarray, genes: np.ndarray) -> np.ndarray:
-        """Standard deviation for a block of predictions, float32."""
-        return np.sqrt(np.interp(predicted, self.level, self.variance) * self.factor[genes]).astype(np.float32)
+    gene_ids: np.ndarray = array("i4", "genes")
+    neighbours: np.ndarray = array("i4", "genes", "top")
+    correlations: np.ndarray = array("f4", "genes", "top")
+    features: np.ndarray = array("f4", "genes", "features")
+    intercept: np.ndarray = array("f4", "genes")
+    slope: np.ndarray = array("f4", "genes")
+    sd: np.ndarray = array("f4", "genes")
+    loadings: np.ndarray = array("f4", "genes", "components")
+    loading_moments: np.ndarray = array("f4", "genes", "pairs")
+    precision: np.ndarray = array("f4", "genes")
+    noise_factor: np.ndarray = array("f8", "genes")
+    status: np.ndarray = array("i1", "genes", "columns")
+    noise_level: np.ndarray = array("f8", "bins")
+    noise_variance: np.ndarray = array("f8", "bins")
+    depth_mean: float = array("f8")
+    weights: list[np.ndarray] = array_list("f4")
+    settings: ConditionalSettings = field(default_factory=ConditionalSettings)
+    estimate: str = "conditional"
+    history: list[dict[str, Any]] = field(default_factory=list)
 
+    @classmethod
+    def fit(cls, counts: sp.csr_array, dropout: Dropout, options: FitOptions) -> NonzeroImputer:  # noqa: ARG003
+        """Fit to the non-zeros of the cells that have counts, or of `MAX_CELLS` drawn from them."""
+        settings: Any = options.settings
+        cells = np.flatnonzero(np.diff(counts.indptr) > 0)
+        status = gene_status(options, cells.size)
+        if cells.size < MIN_CELLS:
+            logger.info("%d cells have counts, fewer than the %d it takes to train a network", cells.size, MIN_CELLS)
+            return cls._empty(counts.shape[1], settings, status)
+        fold_seed, network_seed, draw_seed = np.random.SeedSequence(options.random_state).spawn(3)
+        if cells.size > MAX_CELLS:
+            cells = np.sort(np.random.default_rng(draw_seed).choice(cells, MAX_CELLS, replace=False))
+        own = counts if cells.size == counts.shape[0] else counts[cells]
+        with progress_bar("cnnImpute", 2 + settings.n_folds, verbose=options.verbose) as bar, single_threaded_blas():
+            return _Fit(own, settings, fold_seed, network_seed).run(status, bar)
 
-class ConditionalNetworks(BlockNetworks):
-    """Predict log1p(count), given that it is not zero, for every cell and gene.
-
-    A line per gene in log library size; a low rank of the residuals; and, added to them, a convolutional network that
-    reads the visible residuals of the genes most correlated with each target, and what the low rank says of it. The
-    network learns from entries that were hidden from everything it reads: neither line, nor low rank, nor the choice
-    of correlated genes has seen them.
-    """
-
-    batch_entries = 60_000
-    largest_batch = 64
-
-    @property
-    def n_stages(self) -> int:
-        """The fit to everything, those without a fold, and the networks."""
-        return 1 + self.settings.n_folds + self.settings.n_members
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write networks and arrays into a folder; returns what to tell :meth:`load`."""
-        files = []
-        for member, weights in enumerate(self._weights):
-            files.append(f"member{member:02d}.keras")
-            self._network(weights).save(folder / files[-1], include_optimizer=False)
-        arrays = {
-            f"{part}_{name}": value
-            for part in ("lines", "low_rank", "noise")
-            for name, value in vars(getattr(self, part)).items()
-        }
-        np.savez(
-            folder / ARRAYS,
-            genes=self._genes,
-            features=self._features,
-            neighbours=self._neighbours,
-            correlations=self._correlations,
-            **arrays,
+    @classmethod
+    def _empty(cls, n_genes: int, settings: ConditionalSettings, status: np.ndarray) -> NonzeroImputer:
+        nothing = np.zeros(n_genes, dtype=np.float32)
+        return cls(
+            gene_ids=np.arange(n_genes, dtype=np.int32),
+            neighbours=np.full((n_genes, settings.n_top), -1, dtype=np.int32),
+            correlations=np.zeros((n_genes, settings.n_top), dtype=np.float32),
+            features=np.zeros((n_genes, N_GENE_FEATURES), dtype=np.float32),
+            intercept=nothing,
+            slope=nothing,
+            sd=nothing,
+            loadings=nothing[:, None],
+            loading_moments=nothing[:, None],
+            precision=nothing,
+            noise_factor=nothing,
+            status=status,
+            noise_level=np.zeros(1),
+            noise_variance=np.zeros(1),
+            depth_mean=0.0,
+            weights=[],
+            settings=settings,
         )
-        return {"files": files}
 
-    def load(self, folder: Path, description: dict[str, Any]) -> None:
-        """Read what :meth:`save` wrote."""
-        from keras.saving import load_model
-
-        with np.load(folder / ARRAYS) as arrays:
-            self._genes, self._features = arrays["genes"], arrays["features"]
-            self._neighbours, self._correlations = arrays["neighbours"], arrays["correlations"]
-
-            def part(name: str) -> dict[str, Any]:
-                prefix = f"{name}_"
-                return {key.removeprefix(prefix): arrays[key] for key in arrays.files if key.startswith(prefix)}
-
-            self.lines = GeneLines(**{**part("lines"), "depth_mean": float(arrays["lines_depth_mean"])})
-            self.low_rank = LowRank(**part("low_rank"))
-            self.noise = Noise(**part("noise"))
-        self._weights = [load_model(folder / file, compile=False).get_weights() for file in description["files"]]
-
-    def _fit(self, counts: sp.csr_array, cells: np.ndarray, bar: tqdm[Any]) -> None:
-        """Fit to the non-zeros of the cells, or of `MOST_CELLS` drawn from them."""
-        fold_seed, *seeds, draw_seed = np.random.SeedSequence(self.random_state).spawn(2 + self.settings.n_members)
-        if cells.size > MOST_CELLS:
-            cells = np.sort(np.random.default_rng(draw_seed).choice(cells, MOST_CELLS, replace=False))
-        settings, counts = self.settings, sp.csr_array(counts[cells])
-        library_size = counts.sum(axis=1, dtype=np.float64)
-        n_cells = counts.shape[0]
-        detected = np.bincount(counts.indices, minlength=counts.shape[1])
-        self._choose_genes(detected, n_cells)
-        fold = np.random.default_rng(fold_seed).integers(settings.n_folds, size=counts.nnz)
-
-        full = self._visible(counts, library_size)
-        bar.update()
-        self.lines, self.low_rank = full.lines, full.low_rank
-        self._neighbours, self._correlations = full.neighbours, full.correlations
-        self._features = self._gene_features(counts, detected)
-        hidden = []
-        for number in range(settings.n_folds):
-            hidden.append(self._hide(counts, library_size, fold == number, full))
-            bar.update()
-        self.history, self._weights, residuals = [], [], []
-        for member, seed in enumerate(seeds):
-            validation = member % settings.n_folds
-            models = [self._train(hidden, validation, np.random.default_rng(seed), member)] if self._trainable else []
-            residuals.append(self._out_of_fold(models, *hidden[validation]))
-            bar.update()
-        self.noise = _fit_noise(np.concatenate(residuals, axis=1), counts.shape[1])
-
-    def predict(self, counts: sp.csr_array, cells: np.ndarray) -> Iterator[tuple[np.ndarray, PredictAt]]:
-        """Blocks of cells with what predicts log1p(count) of a non-zero."""
-        models = [self._network(weights) for weights in self._weights]
-        every = np.arange(counts.shape[1])
+    def predict(
+        self,
+        counts: sp.csr_array,
+        dropout: Dropout,
+        *,
+        clusters: Clusters | None = None,  # noqa: ARG002 - one network for all cells
+        genes: np.ndarray | None = None,
+        return_std: bool = False,
+    ) -> Iterator[Imputed]:
+        """Counts of the zeros whose dropout probability exceeds the threshold; see :meth:`Imputer.predict`."""
+        usable = usable_genes(self.status[:, 0])
+        wanted = np.flatnonzero(usable) if genes is None else genes[usable[genes]]
+        layout, n_lost = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
+        if n_lost:
+            logger.warning(
+                "%d genes are imputed without the network: some of their %d correlated genes were dropped from the data. "
+                "Impute before genes are dropped, or keep the layer.",
+                n_lost,
+                self.neighbours.shape[1],
+            )
+        predicted = layout.target_position[layout.genes] >= 0
+        size = int(np.clip(CALL_ENTRIES // max(layout.genes.size, 1), MIN_CALL, MAX_CALL))
+        network = None
+        if self.weights and layout.genes.size:
+            network = build_network(self._sizes(layout.genes.size), self.neighbours.shape[1], hidden_mse)
+            set_weights(network, self.weights)
+        lines = GeneLines(intercept=self.intercept, slope=self.slope, sd=self.sd, depth_mean=self.depth_mean)
+        low_rank = LowRank(
+            loadings=self.loadings, loading_moments=self.loading_moments, precision=self.precision
+        )
+        found = np.zeros(counts.shape[1], dtype=bool)
+        cells = np.flatnonzero(np.diff(counts.indptr) > 0) if wanted.size else np.empty(0, dtype=np.int64)
         for first in range(0, cells.size, DESCRIBED_CELLS):
             chunk = cells[first : first + DESCRIBED_CELLS]
-            part = sp.csr_array(counts[chunk])
-            visible = self._describe(part, part.sum(axis=1, dtype=np.float64))
-            for start in range(0, chunk.size, self._prediction_size()):
-                rows = np.arange(start, min(start + self._prediction_size(), chunk.size))
-                predicted = self._predict_rows(models, visible, rows)
-                deviation = self.noise.sd(predicted, every)
+            visible = _describe(counts[chunk], lines, low_rank, layout)
+            for start in range(0, chunk.size, size):
+                rows = np.arange(start, min(start + size, chunk.size))
+                part = chunk[rows]
+                probability = dropout.block(part)
+                indptr, columns, _ = above_threshold(counts[part], probability, wanted, self.settings.threshold)
+                values = _predict_rows(visible, rows, network, self.features, layout, predicted, size)
+                entries = np.repeat(np.arange(rows.size), np.diff(indptr)), columns
+                found[columns] = True
+                shape = rows.size, counts.shape[1]
+                deviation = None
+                if return_std:
+                    deviation = sp.csr_array((self._deviation(values[entries], columns), columns, indptr), shape=shape)
+                data = np.expm1(values[entries]).astype(np.float32)
+                yield Imputed(cells=part, values=sp.csr_array((data, columns, indptr), shape=shape), deviation=deviation)
+        self.status[found, 0] = IMPUTED
 
-                def predict_at(
-                    indptr: np.ndarray,
-                    genes: np.ndarray,
-                    both: tuple[np.ndarray, np.ndarray] = (predicted, deviation),
-                ) -> tuple[np.ndarray, np.ndarray]:
-                    entries = np.repeat(np.arange(indptr.size - 1), np.diff(indptr)), genes
-                    return both[0][entries].astype(np.float32), both[1][entries].astype(np.float32)
+    def _sizes(self, n_targets: int) -> tuple[int, int, int, int]:
+        k = self.loadings.shape[1]
+        n_features = N_OWN_FEATURES + self.features.shape[1] + self.neighbours.shape[1] + k
+        return n_targets, N_CHANNELS + 1, n_features, k + 1
 
-                yield chunk[rows], predict_at
+    def _deviation(self, predicted: np.ndarray, genes: np.ndarray) -> np.ndarray:
+        """Standard deviations of predicted log1p(counts), float32."""
+        variance = np.interp(predicted, self.noise_level, self.noise_variance) * self.noise_factor[genes]
+        return np.sqrt(variance).astype(np.float32)
 
-    def _predict_rows(self, models: list[Any], visible: Visible, rows: np.ndarray) -> np.ndarray:
-        base = visible.scores[rows] @ visible.low_rank.loadings.T
-        base[:, self._genes] += self._run_models(models, rows, lambda padded: self._inputs(visible, padded))
-        predicted = visible.lines.at(visible.depth[rows]) + visible.lines.sd * base
-        return np.maximum(predicted, SMALLEST)
 
-    def _visible(self, counts: sp.csr_array, library_size: np.ndarray, full: Visible | None = None) -> Visible:
+class _Fit:
+    """One fit to the non-zeros of some cells.
+
+    Parameters
+    ----------
+    counts
+        ``(n_cells, n_genes)`` counts of the cells.
+    settings
+        Of the estimate.
+    fold_seed, network_seed
+        Seeds of the folds, and of the network.
+    """
+
+    def __init__(self, counts: sp.csr_array, settings: ConditionalSettings, fold_seed: Any, network_seed: Any) -> None:
+        self.counts, self.settings = counts, settings
+        self.library_size = counts.sum(axis=1, dtype=np.float64)
+        self.detected = np.bincount(counts.indices, minlength=counts.shape[1])
+        self.genes = network_genes(self.detected, counts.shape[0])
+        self.fold = np.random.default_rng(fold_seed).integers(settings.n_folds, size=counts.nnz)
+        self.rng = np.random.default_rng(network_seed)
+
+    def run(self, status: np.ndarray, bar: Any) -> NonzeroImputer:
+        """Fit to everything, and without each fold; train; measure the noise on the fold of the validation."""
+        n_genes, n_top = self.counts.shape[1], self.settings.n_top
+        full = self._visible(self.counts)
+        bar.update()
+        imputer = NonzeroImputer._empty(n_genes, self.settings, status)
+        lines, low_rank = full.lines, full.low_rank
+        imputer.intercept, imputer.slope, imputer.sd = lines.intercept, lines.slope, lines.sd
+        imputer.depth_mean = lines.depth_mean
+        imputer.loadings, imputer.precision = low_rank.loadings, low_rank.precision
+        imputer.loading_moments = low_rank.loading_moments
+        imputer.features = self._gene_features(lines, low_rank)
+        hidden = []
+        for number in range(self.settings.n_folds):
+            hidden.append(self._hide(self.fold == number, full))
+            bar.update()
+        network = None
+        if self.genes.size > n_top:
+            imputer.neighbours[self.genes] = self.genes[full.layout.neighbours]
+            imputer.correlations[self.genes] = full.layout.correlations
+            network, history = self._train(imputer, hidden)
+            imputer.history = [history]
+            imputer.weights = network.get_weights()
+        bar.update()
+        level, variance, factor = self._noise(imputer, network, *hidden[0])
+        imputer.noise_level, imputer.noise_variance, imputer.noise_factor = level, variance, factor
+        return imputer
+
+    def _visible(self, counts: sp.csr_array, full: _Visible | None = None) -> _Visible:
         """Fit everything to these counts; with `full`, start from it and keep its scale of the residuals."""
-        lines = fit_lines(counts, library_size)
+        lines = fit_lines(counts, self.library_size)
         if full is not None:
             lines = GeneLines(
                 intercept=lines.intercept, slope=lines.slope, sd=full.lines.sd, depth_mean=lines.depth_mean
             )
-        depth = lines.depth(library_size)
+        depth = lines.depth(self.library_size)
         residuals = lines.standardise(counts, depth)
-        low_rank = fit_low_rank(
-            residuals, self._n_components(counts.shape[0]), start=None if full is None else full.low_rank
-        )
+        n_components = min(self.settings.n_components, max(counts.shape[0] // CELLS_PER_COMPONENT, MIN_COMPONENTS))
+        low_rank = fit_low_rank(residuals, n_components, start=None if full is None else full.low_rank)
         scores, moments = low_rank.scores(residuals)
-        neighbours, correlations = correlated_genes(residuals[:, self._genes].toarray(), self.settings.n_top)
-        return Visible(
+        neighbours, correlations = correlated_genes(residuals[:, self.genes].toarray(), self.settings.n_top)
+        position = np.full(counts.shape[1], -1, dtype=np.int32)
+        position[self.genes] = np.arange(self.genes.size)
+        layout = GeneLayout(
+            genes=self.genes,
+            neighbours=neighbours,
+            correlations=correlations,
+            read_position=position,
+            target_position=position,
+        )
+        return _Visible(
             residuals=residuals,
             depth=depth,
             lines=lines,
             low_rank=low_rank,
             scores=scores,
             moments=moments,
-            neighbours=neighbours,
-            correlations=correlations,
+            layout=layout,
         )
 
-    def _describe(self, counts: sp.csr_array, library_size: np.ndarray) -> Visible:
-        """What is known of cells, new or not, by what was fitted."""
-        depth = self.lines.depth(library_size)
-        residuals = self.lines.standardise(counts, depth)
-        with single_threaded_blas():
-            scores, moments = self.low_rank.scores(residuals)
-        return Visible(
-            residuals=residuals,
-            depth=depth,
-            lines=self.lines,
-            low_rank=self.low_rank,
-            scores=scores,
-            moments=moments,
-            neighbours=self._neighbours,
-            correlations=self._correlations,
-        )
-
-    def _hide(
-        self, counts: sp.csr_array, library_size: np.ndarray, hide: np.ndarray, full: Visible
-    ) -> tuple[Visible, sp.csr_array]:
+    def _hide(self, hide: np.ndarray, full: _Visible) -> tuple[_Visible, sp.csr_array]:
         """Fit without some of the entries; also returns those, as log1p(counts)."""
+        counts = self.counts
 
         def part(which: np.ndarray) -> sp.csr_array:
-            # Where an entry goes, in the order of the data.
+            # Number of kept entries before each place in the data.
             kept = np.concatenate([[0], np.cumsum(which)])
             return sp.csr_array((counts.data[which], counts.indices[which], kept[counts.indptr]), shape=counts.shape)
 
         # Library sizes stay those of all counts: they are known of any cell.
-        return self._visible(part(~hide), library_size, full), part(hide).astype(np.float32).log1p()
+        return self._visible(part(~hide), full), part(hide).astype(np.float32).log1p()
 
-    def _gene_features(self, counts: sp.csr_array, detected: np.ndarray) -> np.ndarray:
+    def _gene_features(self, lines: GeneLines, low_rank: LowRank) -> np.ndarray:
+        counts = self.counts
         mean = np.bincount(counts.indices, weights=np.log1p(counts.data), minlength=counts.shape[1])
-        mean = mean / np.maximum(detected, 1)
-        sd = self.lines.sd
+        mean = mean / np.maximum(self.detected, 1)
+        sd = lines.sd
         features = np.column_stack(
             [
                 mean - mean.mean(),
                 (sd - sd.mean()) / (sd.std() + 1e-6),
-                2 * detected / counts.shape[0] - 1,
-                1 / np.sqrt(self.low_rank.precision) - 1,
+                2 * self.detected / counts.shape[0] - 1,
+                1 / np.sqrt(low_rank.precision) - 1,
             ]
         )
-        return features[self._genes].astype(np.float32)
+        return features.astype(np.float32)
 
-    def _n_components(self, n_cells: int) -> int:
-        """Fewer where there are few cells to find them in."""
-        return min(self.settings.n_components, max(n_cells // CELLS_PER_COMPONENT, FEWEST_COMPONENTS))
-
-    def _inputs(self, visible: Visible, rows: np.ndarray) -> list[np.ndarray]:
-        """Blocks of correlated genes, features of the targets and of the cells; reads visible entries only."""
-        genes, lines, low_rank, depth = self._genes, visible.lines, visible.low_rank, visible.depth
-        z = visible.residuals[rows][:, genes]
-        seen = np.zeros(z.shape, dtype=np.float32)
-        seen[z.nonzero()] = 1
-        z = z.toarray()
-        loadings = low_rank.loadings[genes]
-        k = loadings.shape[1]
-        twice = np.where(np.equal(*np.triu_indices(k)), 1, 2).astype(np.float32)
-        base = visible.scores[rows] @ loadings.T
-        second = (visible.moments[rows] * twice) @ low_rank.loading_moments[genes].T
-        uncertainty = np.sqrt(np.maximum(second - base**2, 0))
-        level = (lines.intercept + np.outer(depth[rows], lines.slope))[:, genes] + lines.sd[genes] * base
-        blocks, of_gene = network_inputs(
-            stacked(z, (z - base) * seen, seen, (1 - seen) * (level - 1)),
-            1,
-            visible.neighbours,
-            visible.correlations,
-            stacked(base, level, uncertainty),
-            np.column_stack([self._features, visible.correlations]),
-            visible.scores[rows],
-            loadings,
+    def _train(self, imputer: NonzeroImputer, hidden: list[tuple[_Visible, sp.csr_array]]) -> tuple[Any, dict[str, Any]]:
+        """Train on all folds but the first, which decides when the network is best."""
+        genes, n_folds = self.genes, self.settings.n_folds
+        network = build_network(
+            imputer._sizes(genes.size), self.settings.n_top, hidden_mse, int(self.rng.integers(2**30))
         )
-        of_cell = np.column_stack([visible.scores[rows], depth[rows]])
-        return [blocks, of_gene, of_cell.astype(np.float32)]
-
-    def _network(self, weights: list[np.ndarray] | None = None, seed: int = 0) -> Any:
-        from .architecture import build_block_network, hidden_mse
-
-        k = self.low_rank.loadings.shape[1]
-        n_gene_features = 3 + self._features.shape[1] + self.settings.n_top + k
-        model = build_block_network(
-            (self._genes.size, N_CHANNELS, n_gene_features, k + 1), hidden_mse, self.settings, seed
-        )
-        if weights is not None:
-            model.set_weights(weights)
-        return model
-
-    def _train(
-        self, hidden: list[tuple[Visible, sp.csr_array]], validation: int, rng: np.random.Generator, member: int
-    ) -> Any:
-        """Train one network on all folds but one, which decides when it is best."""
-        from .architecture import train_block_network
-
-        model = self._network(seed=int(rng.integers(2**30)))
-        scale = self.lines.sd[self._genes]
+        scale = imputer.sd[genes]
         weight = (scale / np.sqrt(np.mean(scale**2))) ** 2
-        every = np.arange(hidden[0][1].shape[0])
-        training = [fold for fold in range(self.settings.n_folds) if fold != validation]
-        answers = [truth[:, self._genes] for _, truth in hidden]
-        order = batches(rng, every, self._batch_size())
+        every = np.arange(self.counts.shape[0])
+        answers = [truth[:, genes] for _, truth in hidden]
+        order = batches(self.rng, every, int(np.clip(BATCH_ENTRIES // genes.size, MIN_BATCH, MAX_BATCH)))
 
         def batch(fold: int, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-            inputs = self._inputs(hidden[fold][0], rows)
+            inputs = _inputs(hidden[fold][0], rows, imputer.features)
             target = answers[fold][rows]
             where = target.nonzero()
-            answer = np.zeros((rows.size, self._genes.size, 2), dtype=np.float32)
+            answer = np.zeros((rows.size, genes.size, 2), dtype=np.float32)
             # What the line and the low rank leave, in the gene's standard deviations.
             level = inputs[1][..., 1]
             answer[(*where, 0)] = ((target.toarray() - level) / scale)[where]
             answer[(*where, 1)] = np.broadcast_to(weight, level.shape)[where]
             return inputs, answer
 
-        history = train_block_network(
-            model,
-            lambda: batch(training[rng.integers(len(training))], next(order)),
-            batch(validation, self._check_rows(rng.permutation(every))),
+        history = train_network(
+            network,
+            lambda: batch(int(1 + self.rng.integers(n_folds - 1)), next(order)),
+            batch(0, self.rng.permutation(every)[: max(1, VALIDATION_ENTRIES // genes.size)]),
             self.settings,
         )
-        self._remember(member, model, history)
-        return model
+        sizes = {"n_targets": int(genes.size), "n_inputs": int(genes.size)}
+        return network, {"cluster": "all", "subset": 0, **sizes, **history}
 
-    def _out_of_fold(self, models: list[Any], visible: Visible, truth: sp.csr_array) -> np.ndarray:
-        """Prediction, squared error and gene of the entries of a fold, by the network that did not see them."""
-        parts = []
-        for start in range(0, truth.shape[0], self._prediction_size()):
-            rows = np.arange(start, min(start + self._prediction_size(), truth.shape[0]))
+    def _noise(
+        self, imputer: NonzeroImputer, network: Any, visible: _Visible, truth: sp.csr_array
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Variance of log1p(counts) around predictions that did not see them: by level, and a factor per gene."""
+        size = int(np.clip(CALL_ENTRIES // max(self.genes.size, 1), MIN_CALL, MAX_CALL))
+        everywhere = np.ones(self.genes.size, dtype=bool)
+        parts = [np.empty((3, 0))]
+        for start in range(0, truth.shape[0], size):
+            rows = np.arange(start, min(start + size, truth.shape[0]))
             hidden = truth[rows].tocoo()
             if hidden.nnz:
-                predicted = self._predict_rows(models, visible, rows)[hidden.coords]
+                values = _predict_rows(visible, rows, network, imputer.features, visible.layout, everywhere, size)
+                predicted = values[hidden.coords]
                 parts.append(np.stack([predicted, (hidden.data - predicted) ** 2, hidden.coords[1]]))
-        return np.concatenate(parts, axis=1) if parts else np.empty((3, 0))
+        return _noise_curve(np.concatenate(parts, axis=1), truth.shape[1])
 
 
-def _fit_noise(residuals: np.ndarray, n_genes: int) -> Noise:
-    """Variance over the predicted level, times a factor for each gene, shrunk to 1."""
+def _describe(counts: sp.csr_array, lines: GeneLines, low_rank: LowRank, layout: GeneLayout) -> _Visible:
+    """What is known of any cells by what was fitted."""
+    depth = lines.depth(counts.sum(axis=1, dtype=np.float64))
+    residuals = lines.standardise(counts, depth)
+    with single_threaded_blas():
+        scores, moments = low_rank.scores(residuals)
+    return _Visible(
+        residuals=residuals,
+        depth=depth,
+        lines=lines,
+        low_rank=low_rank,
+        scores=scores,
+        moments=moments,
+        layout=layout,
+    )
+
+
+def _inputs(visible: _Visible, rows: np.ndarray, features: np.ndarray) -> list[np.ndarray]:
+    """Blocks of correlated genes, features of the targets and of the cells; reads visible entries only."""
+    lines, low_rank, depth, genes = visible.lines, visible.low_rank, visible.depth[rows], visible.layout.genes
+    z = visible.residuals[rows][:, genes]
+    seen = np.zeros(z.shape, dtype=np.float32)
+    seen[z.nonzero()] = 1
+    z = z.toarray()
+    loadings = np.ascontiguousarray(low_rank.loadings[genes])
+    k = loadings.shape[1]
+    twice = np.where(np.equal(*np.triu_indices(k)), 1, 2).astype(np.float32)
+    base = visible.scores[rows] @ loadings.T
+    second = (visible.moments[rows] * twice) @ low_rank.loading_moments[genes].T
+    uncertainty = np.sqrt(np.maximum(second - base**2, 0))
+    level = lines.intercept[genes] + np.outer(depth, lines.slope[genes]) + lines.sd[genes] * base
+    blocks, of_gene = network_inputs(
+        visible.layout,
+        _stacked(z, (z - base) * seen, seen, (1 - seen) * (level - 1)),
+        1,
+        _stacked(base, level, uncertainty),
+        np.column_stack([features[genes], visible.layout.correlations]),
+        visible.scores[rows],
+        loadings,
+    )
+    of_cell = np.column_stack([visible.scores[rows], depth])
+    return [blocks, of_gene, of_cell.astype(np.float32)]
+
+
+def _predict_rows(
+    visible: _Visible,
+    rows: np.ndarray,
+    network: Any,
+    features: np.ndarray,
+    layout: GeneLayout,
+    predicted: np.ndarray,
+    size: int,
+) -> np.ndarray:
+    """Predicted log1p(counts) of all genes in some rows, ``(rows.size, n_genes)``."""
+    with single_threaded_blas():
+        base = visible.scores[rows] @ visible.low_rank.loadings.T
+    if network is not None:
+        # One shape for all batches: a new one would be compiled anew.
+        with single_threaded_blas():
+            inputs = _inputs(visible, np.resize(rows, size), features)
+        found = np.asarray(network.predict_on_batch(inputs))[: rows.size]
+        base[:, layout.genes[predicted]] += found[:, predicted]
+    return np.maximum(visible.lines.at(visible.depth[rows]) + visible.lines.sd * base, MIN_VALUE)
+
+
+def _stacked(*parts: np.ndarray) -> np.ndarray:
+    """Channels or features side by side in the last dimension, float32."""
+    return np.stack(parts, axis=-1, dtype=np.float32, casting="same_kind")
+
+
+def _noise_curve(residuals: np.ndarray, n_genes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Levels, the variance there, and a factor for each gene, shrunk to 1."""
     predicted, squares, genes = residuals[0], residuals[1], residuals[2].astype(np.int64)
     if predicted.size == 0:
-        return Noise(level=np.zeros(1), variance=np.zeros(1), factor=np.ones(n_genes))
+        return np.zeros(1), np.zeros(1), np.ones(n_genes)
     edges = np.unique(np.quantile(predicted, np.linspace(0, 1, NOISE_BINS + 1)))
     bins = np.clip(np.searchsorted(edges, predicted, side="right") - 1, 0, max(edges.size - 2, 0))
     n = np.bincount(bins)
@@ -361,4 +463,4 @@ def _fit_noise(residuals: np.ndarray, n_genes: int) -> Noise:
     factor = (np.bincount(genes, share, minlength=n_genes) + NOISE_PRIOR) / (
         np.bincount(genes, minlength=n_genes) + NOISE_PRIOR
     )
-    return Noise(level=level, variance=variance, factor=factor)
+    return level, variance, factor

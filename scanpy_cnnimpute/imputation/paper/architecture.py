@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backend import needs_compilation
+from ..backend import layer_dtype, needs_compilation
 
 if TYPE_CHECKING:
     import keras
 
-    from ...presets import NetworkSettings
+    from ...presets import PaperSettings
 
 MASK = -1.0
 """Value of a target that takes no part in the loss."""
 
-SMALLEST_INPUT = 10  # what two valid convolutions of width 3, each halved by pooling, leave something of
+MIN_INPUTS = 10  # fewer leave nothing after two valid convolutions of width 3, each halved by pooling
 
 
-def n_inputs(settings: NetworkSettings) -> int:
+def n_inputs(settings: PaperSettings) -> int:
     """Width of the input layer; smaller sets of input genes are padded with zeros."""
-    return max(settings.n_targets * settings.n_top, SMALLEST_INPUT)
+    return max(settings.n_targets * settings.n_top, MIN_INPUTS)
 
 
 def masked_mse(y_true: Any, y_pred: Any) -> Any:
@@ -33,25 +33,29 @@ def masked_mse(y_true: Any, y_pred: Any) -> Any:
     return ops.sum(squared) / ops.maximum(ops.sum(observed), 1.0)
 
 
-def build_network(settings: NetworkSettings) -> keras.Model:
+def build_network(settings: PaperSettings) -> keras.Model:
     """The compiled network of the paper's figure 1B; weights start at zero until :func:`reinitialise`.
 
     Conv1D(16, 3, relu), MaxPooling(2), BatchNormalization, the same again, Dropout(0.3), Dense(1024, relu), Dense.
     """
     from keras import Model, layers
 
-    from ..adam import FusedAdam
+    from ..optimizer import FusedAdam
+
+    dtype = layer_dtype()
 
     def block(x: Any) -> Any:
         # Zeros, since an initialiser without a seed draws one from Python's global generator.
-        x = layers.Conv1D(16, 3, activation="relu", kernel_initializer="zeros")(x)
-        x = layers.MaxPooling1D(2)(x)
-        return layers.BatchNormalization()(x)
+        x = layers.Conv1D(
+            16, 3, activation="relu", data_format="channels_last", kernel_initializer="zeros", dtype=dtype
+        )(x)
+        x = layers.MaxPooling1D(2, data_format="channels_last", dtype=dtype)(x)
+        return layers.BatchNormalization(dtype=dtype)(x)
 
-    inputs = layers.Input((n_inputs(settings), 1))
-    x = layers.Flatten()(block(block(inputs)))
-    x = layers.Dropout(0.3, seed=0)(x)
-    x = layers.Dense(1024, activation="relu", kernel_initializer="zeros")(x)
+    inputs = layers.Input((n_inputs(settings), 1), dtype="float32")
+    x = layers.Flatten(data_format="channels_last", dtype=dtype)(block(block(inputs)))
+    x = layers.Dropout(0.3, seed=0, dtype=dtype)(x)
+    x = layers.Dense(1024, activation="relu", kernel_initializer="zeros", dtype=dtype)(x)
     # The loss in full precision, also under a policy of mixed precision.
     outputs = layers.Dense(settings.n_targets, kernel_initializer="zeros", dtype="float32")(x)
     model = Model(inputs, outputs)
@@ -63,7 +67,7 @@ def build_network(settings: NetworkSettings) -> keras.Model:
 class Network:
     """One compiled network, trained anew for each subset: building and compiling costs more than training."""
 
-    def __init__(self, settings: NetworkSettings) -> None:
+    def __init__(self, settings: PaperSettings) -> None:
         self._settings = settings
         from keras import ops
 
@@ -76,16 +80,14 @@ class Network:
 
     def reinitialise(self, rng: np.random.Generator) -> None:
         """Forget everything: Glorot-uniform kernels from `rng`, the rest, optimizer and dropout seed as when built."""
-        from keras import layers
+        from keras import initializers, layers
 
         for variable, value in zip(self._variables(), self._fresh, strict=True):
             variable.assign(value)
         for layer in self.model.layers:
             if hasattr(layer, "kernel"):
-                shape = layer.kernel.shape
-                receptive = int(np.prod(shape[:-2]))
-                limit = np.sqrt(6.0 / (receptive * (shape[-2] + shape[-1])))
-                layer.kernel.assign(limit * (2.0 * rng.random(shape, dtype=np.float32) - 1.0))
+                glorot = initializers.GlorotUniform(seed=int(rng.integers(2**31)))
+                layer.kernel.assign(glorot(layer.kernel.shape))
             elif isinstance(layer, layers.Dropout):
                 state = layer.seed_generator.state
                 state.assign(np.array([rng.integers(2**31), 0], dtype=state.dtype))

@@ -10,17 +10,14 @@ from numba import get_num_threads, njit, prange
 from ..._threads import single_threaded_blas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from scipy.sparse import csc_array
 
-    from ...presets import NetworkSettings
+    from ...dropout import Dropout
+    from ...presets import PaperSettings
 
-    DropoutBlock = Callable[[np.ndarray, np.ndarray], np.ndarray]
-    """Maps indices of cells and of genes to their dropout probabilities, ``(n_cells, n_genes)``."""
-
-# Largest dense block of float64 values; everything here is computed block by block.
-BLOCK_BYTES = 2**26
+BLOCK_BYTES = 2**26  # of a dense float64 block of cells x genes
 
 
 def gene_blocks(genes: np.ndarray, n_cells: int) -> Iterator[np.ndarray]:
@@ -31,16 +28,16 @@ def gene_blocks(genes: np.ndarray, n_cells: int) -> Iterator[np.ndarray]:
 
 
 def missing_entries(
-    values: csc_array, cells: np.ndarray, genes: np.ndarray, dropout: DropoutBlock, threshold: float
+    values: csc_array, cells: np.ndarray, genes: np.ndarray, dropout: Dropout, threshold: float
 ) -> np.ndarray:
     """Which entries of a block are called dropouts: zeros whose probability exceeds the threshold.
 
     `values` holds the rows `cells` of the data, `dropout` is asked with indices into the whole of it.
     """
-    return (dropout(cells, genes) > threshold) & (values[:, genes].toarray() == 0)
+    return (dropout.block(cells, genes) > threshold) & (values[:, genes].toarray() == 0)
 
 
-def dropout_shares(values: csc_array, cells: np.ndarray, dropout: DropoutBlock, threshold: float) -> np.ndarray:
+def dropout_shares(values: csc_array, cells: np.ndarray, dropout: Dropout, threshold: float) -> np.ndarray:
     """Share of the cells of a cluster in which each gene is called a dropout, ``(n_genes,)`` float64."""
     n_cells, n_genes = values.shape
     shares = np.empty(n_genes)
@@ -56,7 +53,7 @@ def is_constant(values: csc_array) -> np.ndarray:
     return highest == lowest
 
 
-def subsets(targets: np.ndarray, settings: NetworkSettings) -> list[np.ndarray]:
+def subsets(targets: np.ndarray, settings: PaperSettings) -> list[np.ndarray]:
     """Target genes in the order of the data, cut into subsets for one network each."""
     return [targets[start : start + settings.n_targets] for start in range(0, targets.size, settings.n_targets)]
 

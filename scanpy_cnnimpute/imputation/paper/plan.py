@@ -8,40 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..._logging import logger
-from . import inputs as _inputs
+from ..base import MIN_CELLS, NOT_MODELLED, NOTHING_MISSING, TOO_FEW_CELLS
+from . import inputs
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-    from ...presets import NetworkSettings
-    from .inputs import DropoutBlock
-
-STATUSES = (
-    "imputed",
-    "nothing missing",
-    "not modelled",
-    "too few cells",
-    "no input genes",
-    "training failed",
-    "no gain",
-)
-"""What happened to a gene in a cluster; the codes are the positions. Only ``"imputed"`` changes values."""
-
-IMPUTED, NOTHING_MISSING, NOT_MODELLED, TOO_FEW_CELLS, NO_INPUTS, TRAINING_FAILED, NO_GAIN = range(len(STATUSES))
-
-# Nine cells to learn from and one to validate on.
-FEWEST_CELLS = 10
-
-
-@dataclass
-class Task:
-    """One network: the target genes of one subset in one cluster, and what it predicts them from."""
-
-    cluster: int
-    subset: int
-    targets: np.ndarray
-    inputs: np.ndarray
-    weights: list[np.ndarray] | None = None
+    from ...dropout import Dropout
+    from ...presets import PaperSettings
 
 
 @dataclass(frozen=True)
@@ -52,24 +26,28 @@ class Plan:
     candidates: np.ndarray
 
 
-def plan(
+def plan_cluster(
     name: str,
     cells: np.ndarray,
     counts: sp.csr_array,
-    dropout: DropoutBlock,
-    trusted: np.ndarray,
-    settings: NetworkSettings,
+    dropout: Dropout,
+    modelled: np.ndarray,
+    selected: np.ndarray,
+    settings: PaperSettings,
 ) -> tuple[Plan, np.ndarray]:
-    """Plan the networks of a cluster; also returns the codes of the status of its genes before any training."""
+    """Plan the networks of a cluster; also returns the status of its genes before any training.
+
+    Only `modelled` genes may be targets or inputs, and only `selected` ones targets.
+    """
     status = np.full(counts.shape[1], NOTHING_MISSING, dtype=np.int8)
-    if cells.size < FEWEST_CELLS:
-        logger.info("cluster %s has %d cells, fewer than the %d it takes to train", name, cells.size, FEWEST_CELLS)
+    if cells.size < MIN_CELLS:
+        logger.info("cluster %s has %d cells, fewer than the %d it takes to train", name, cells.size, MIN_CELLS)
         status[:] = TOO_FEW_CELLS
         return Plan([], np.empty(0, dtype=np.int64)), status
     by_gene = counts[cells].tocsc()
-    usable = trusted & ~_inputs.is_constant(by_gene)
-    shares = _inputs.dropout_shares(by_gene, cells, dropout, settings.threshold)
-    status[~trusted | ((shares > 0) & ~usable)] = NOT_MODELLED
-    targets = np.flatnonzero((shares > 0) & usable)
+    usable = modelled & ~inputs.is_constant(by_gene)
+    shares = inputs.dropout_shares(by_gene, cells, dropout, settings.threshold)
+    status[~modelled | ((shares > 0) & ~usable)] = NOT_MODELLED
+    targets = np.flatnonzero((shares > 0) & usable & selected)
     candidates = np.flatnonzero((shares <= settings.max_dropout) & usable)
-    return Plan(_inputs.subsets(targets, settings), candidates), status
+    return Plan(inputs.subsets(targets, settings), candidates), status

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import keras
     from scipy.sparse import csr_array
 
-    from ...presets import NetworkSettings
+    from ...presets import PaperSettings
     from .architecture import Network
 
-PREDICTION_BATCH = 256
+PREDICTION_BATCH = 256  # cells; larger batches are no faster
 
 
 def train(
-    network: Network, inputs: csr_array, targets: np.ndarray, settings: NetworkSettings, seed: np.random.SeedSequence
+    network: Network, inputs: csr_array, targets: np.ndarray, settings: PaperSettings, seed: np.random.SeedSequence
 ) -> dict[str, list[float]]:
     """Train from fresh weights until the validation loss stops falling.
 
@@ -73,7 +73,7 @@ def train(
     return history
 
 
-def predict(model: keras.Model, inputs: csr_array, settings: NetworkSettings) -> np.ndarray:
+def predict(model: keras.Model, inputs: csr_array, settings: PaperSettings) -> np.ndarray:
     """Predicted targets of every cell, ``(n_cells, n_targets)`` float32, in the units of the training values."""
     width = n_inputs(settings)
     blocks = []
@@ -84,7 +84,7 @@ def predict(model: keras.Model, inputs: csr_array, settings: NetworkSettings) ->
 
 
 def _batch(
-    inputs: csr_array, targets: np.ndarray, cells: np.ndarray, settings: NetworkSettings
+    inputs: csr_array, targets: np.ndarray, cells: np.ndarray, settings: PaperSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Dense batch, the inputs padded with zeros and the targets with `MASK`."""
     y = np.full((cells.size, settings.n_targets), MASK, dtype=np.float32)

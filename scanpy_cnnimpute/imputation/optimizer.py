@@ -10,9 +10,8 @@ from keras import backend, ops, optimizers
 class FusedAdam(optimizers.Adam):
     """Keras' Adam; with TensorFlow each variable is updated by one fused operation instead of ten.
 
-    The published network has ten million weights: there, Keras' own update takes longer than the gradients of the
-    dense layer, since each of its operations reads and writes all of them. The small networks of the default preset
-    have less to trace. Same formula, Kingma and Ba (2015); with `weight_decay` it is AdamW.
+    The published network has ten million weights: Keras' own update reads and writes all of them in each of its operations,
+    which takes longer than the gradients. Same formula, Kingma and Ba (2015); with `weight_decay` it is AdamW.
     """
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:

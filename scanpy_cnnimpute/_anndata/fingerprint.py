@@ -1,0 +1,143 @@
+"""Whether a stored fit still belongs to the data: one fingerprint, written and checked here."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from .results import written_by
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from scipy.sparse import csr_array
+
+    from .results import Results
+
+FORMAT = 1
+"""Version of the layout of stored fits."""
+
+TOLERANCE = 1e-6  # relative: totals of floating-point counts depend on the order of summation
+
+
+def fingerprint_keys(key: str) -> list[tuple[str, str]]:
+    """Attributes and keys that the fingerprint of a fit takes."""
+    return [("obs", f"{key}_library_size"), ("obsm", f"{key}_fit"), ("varm", f"{key}_fit"), ("varm", f"{key}_total")]
+
+
+def add_fingerprint(
+    results: Results, key: str, adata: AnnData, counts: csr_array, description: Any, *, built_on: str | None = None
+) -> dict[str, int]:
+    """Add the fingerprint of a fit to the results; returns what belongs into the record in `.uns`.
+
+    Parameters
+    ----------
+    results, key
+        Where to write.
+    adata, counts
+        The data of the fit.
+    description
+        Settings of the fit, which tell it from others of the same data.
+    built_on
+        Key of the fit that this one goes on from.
+
+    Notes
+    -----
+    Totals of the cells and genes tell whether counts were replaced or moved, hashes of the gene names whether names were,
+    and the id of the fit, kept for each cell and gene, whether parts of several fits were put together.
+    """
+    library_size, total = counts.sum(axis=1, dtype=np.float64), counts.sum(axis=0, dtype=np.float64)
+    names = _hash_names(adata.var_names)
+    fit = zlib.crc32(repr(description).encode())
+    for part in (library_size, total, names):
+        fit = zlib.crc32(np.ascontiguousarray(part).tobytes(), fit)
+    results.add("obs", f"{key}_library_size", library_size)
+    results.add("obsm", f"{key}_fit", np.full((adata.n_obs, 1), fit, dtype=np.uint32))
+    results.add("varm", f"{key}_fit", np.column_stack([np.full(adata.n_vars, fit, dtype=np.uint64), names]))
+    results.add("varm", f"{key}_total", total[:, None])
+    record = {"format": FORMAT, "fit": fit, "n_obs": adata.n_obs, "n_vars": adata.n_vars}
+    return record if built_on is None else record | {"built_on": int(adata.uns[built_on]["fingerprint"]["fit"])}
+
+
+def check_built_on(adata: AnnData, key: str, other: str) -> None:
+    """Refuse a fit that goes on from another one, if that was replaced since.
+
+    Raises
+    ------
+    ValueError
+        If another fit is stored there now.
+    """
+    if adata.uns[key]["fingerprint"].get("built_on") != adata.uns[other]["fingerprint"]["fit"]:
+        msg = f"{key!r} goes on from another fit than the one now stored under {other!r}. Run {written_by(adata, key)} again."
+        raise ValueError(msg)
+
+
+def check_fingerprint(adata: AnnData, key: str, counts: csr_array) -> None:
+    """Refuse a stored fit that does not belong to the data any more.
+
+    Parameters
+    ----------
+    adata
+        The data, or a part of it.
+    key
+        Key of the fit.
+    counts
+        Counts of all its cells and genes.
+
+    Raises
+    ------
+    ValueError
+        If names, genes or cells were moved, counts were replaced, or parts of several fits were put together.
+    """
+    record = adata.uns[key]["fingerprint"]
+    again = f"Run {written_by(adata, key)} again."
+    if int(record["format"]) != FORMAT:
+        msg = f"{key!r} was stored in layout {record['format']}, this version reads layout {FORMAT}. {again}"
+        raise ValueError(msg)
+    for what, ids in (("cells", adata.obsm[f"{key}_fit"]), ("genes", adata.varm[f"{key}_fit"])):
+        n_other = int((np.asarray(ids)[:, 0] != int(record["fit"])).sum())
+        if n_other:
+            msg = (
+                f"{n_other} of the {what} do not come from the fit stored under {key!r}, as after anndata.concat of data "
+                f"with several fits. {again}"
+            )
+            raise ValueError(msg)
+    _check_names(adata, key, again)
+    all_cells, all_genes = adata.n_obs == int(record["n_obs"]), adata.n_vars == int(record["n_vars"])
+    library_size = adata.obs[f"{key}_library_size"].to_numpy(np.float64)
+    total = np.asarray(adata.varm[f"{key}_total"], dtype=np.float64)[:, 0]
+    _check_totals("cells", counts.sum(axis=1, dtype=np.float64), library_size, key, again, exact=all_genes)
+    _check_totals("genes", counts.sum(axis=0, dtype=np.float64), total, key, again, exact=all_cells)
+
+
+def _check_names(adata: AnnData, key: str, again: str) -> None:
+    """Genes may be renamed, but a name must not stand at another gene's counts."""
+    then, now = np.asarray(adata.varm[f"{key}_fit"])[:, 1], _hash_names(adata.var_names)
+    changed = then != now
+    moved = changed & np.isin(now, then[changed])
+    if moved.any():
+        first = adata.var_names[np.flatnonzero(moved)[0]]
+        msg = (
+            f"{int(moved.sum())} genes of adata.var, such as {first!r}, stand at the counts of other genes than when {key!r} "
+            f"was fitted, as after adata.var = adata.var.sort_values(...), which leaves X as it is. Reorder with "
+            f"adata[:, names] instead, or, if X was wrong before: {again}"
+        )
+        raise ValueError(msg)
+
+
+def _check_totals(what: str, now: np.ndarray, then: np.ndarray, key: str, again: str, *, exact: bool) -> None:
+    """Totals are those of the fit; without some of the genes or cells they may be smaller."""
+    difference = np.abs(now - then) if exact else now - then
+    n_wrong = int((~(difference <= TOLERANCE * np.maximum(then, 1.0))).sum())
+    if n_wrong:
+        msg = (
+            f"The counts are not those that {key!r} was fitted to: the totals of {n_wrong} {what} differ from those at the "
+            f"time of the fit. {again}"
+        )
+        raise ValueError(msg)
+
+
+def _hash_names(names: pd.Index) -> np.ndarray:
+    return pd.util.hash_array(np.asarray(names.astype(str), dtype=object), categorize=False)

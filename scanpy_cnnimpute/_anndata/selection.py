@@ -1,0 +1,44 @@
+"""Genes and cells that a user selects."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+
+def selected_genes(adata: AnnData, mask_var: Any) -> np.ndarray:
+    """Genes that `mask_var` selects, ``(n_vars,)`` bool: a boolean column of `.var`, a boolean array, or None for all."""
+    if mask_var is None:
+        return np.ones(adata.n_vars, dtype=bool)
+    if isinstance(mask_var, str):
+        if mask_var not in adata.var:
+            msg = f"mask_var={mask_var!r} is not in adata.var. Available: {list(adata.var.columns)}."
+            raise KeyError(msg)
+        where, values = f"adata.var[{mask_var!r}]", adata.var[mask_var]
+    else:
+        where, values = "mask_var", mask_var
+    if not pd.api.types.is_bool_dtype(values):
+        kind = getattr(values, "dtype", type(values).__name__)
+        msg = f"{where} has type {kind}, expected True or False for each gene."
+        raise TypeError(msg)
+    mask = np.asarray(values, dtype=bool)
+    if mask.shape != (adata.n_vars,):
+        msg = f"{where} has shape {mask.shape}, expected ({adata.n_vars},): one value for each gene."
+        raise ValueError(msg)
+    if not mask.any():
+        msg = f"{where} selects no gene."
+        raise ValueError(msg)
+    return mask
+
+
+def positions(names: pd.Index, chosen: Any) -> np.ndarray:
+    """Positions of what an AnnData with these names gives for names, positions, a mask or a slice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # names need not be unique
+        table = AnnData(obs=pd.DataFrame({"position": np.arange(names.size)}, index=names.astype(str)))
+        part = table[[chosen] if isinstance(chosen, str) else chosen]
+    return part.obs["position"].to_numpy()

@@ -1,0 +1,241 @@
+"""What every dropout model can do, and the registry that finds models by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+
+from .._records import ArrayRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MODELS: dict[str, type[DropoutModel]] = {}
+"""The dropout models by name. A model registers itself when its class is defined."""
+
+CALLED = 0.5
+"""Probability above which reports call a zero a dropout (the paper's threshold)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clusters:
+    """Clusters of some cells.
+
+    Attributes
+    ----------
+    codes
+        ``(n_cells,)`` int64, position in `names`; -1 for cells without a cluster.
+    names
+        Names of the clusters.
+    """
+
+    codes: np.ndarray
+    names: list[str]
+
+    @classmethod
+    def single(cls, n_cells: int) -> Clusters:
+        """All cells in one cluster."""
+        return cls(codes=np.zeros(n_cells, dtype=np.int64), names=["all"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropoutFit:
+    """What fitting a dropout model gives: the model, its description of the cells, and tables for the user."""
+
+    model: DropoutModel
+    cells: ArrayRecord
+    tables: dict[str, pd.DataFrame]
+
+
+class DropoutModel(ArrayRecord, ABC):
+    """A fitted dropout model: arrays per gene, which describe any cell from its own counts.
+
+    A subclass is a frozen dataclass of arrays in a file of this package; its `name` registers it.
+    """
+
+    name: ClassVar[str]
+    cells_type: ClassVar[type[ArrayRecord]]
+    """What a description of cells is made of; it has ``library_size``, ``(n_cells,)`` total counts."""
+    needs_clusters: ClassVar[bool]
+    """Whether the model is fitted in clusters. Otherwise they serve reports alone."""
+    takes_capture_efficiency: ClassVar[bool]
+    """Whether the share of the molecules that was counted is a parameter."""
+    gain: np.ndarray | None = None
+    """``(n_genes,)`` gain on held-out molecules in standard errors; None for models that do not know it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        MODELS[cls.name] = cls
+
+    @classmethod
+    @abstractmethod
+    def fit(
+        cls,
+        counts: sp.csr_array,
+        *,
+        clusters: Clusters | None,
+        capture_efficiency: np.ndarray | None,
+        random_state: int,
+    ) -> DropoutFit:
+        """Fit the model to all cells or a bounded draw of them, and describe all cells.
+
+        Parameters
+        ----------
+        counts
+            ``(n_cells, n_genes)``, non-negative, without stored zeros.
+        clusters
+            Clusters of the cells, if the model needs them.
+        capture_efficiency
+            ``(n_cells,)`` share of the molecules that was counted, if the model takes it.
+        random_state
+            Seed.
+        """
+
+    @abstractmethod
+    def describe(
+        self, counts: sp.csr_array, *, clusters: Clusters | None = None, capture_efficiency: np.ndarray | None = None
+    ) -> ArrayRecord:
+        """Describe cells, also those the model was not fitted to, by their own counts."""
+
+    @abstractmethod
+    def probability(self, counts: sp.csr_array, cells: Any) -> np.ndarray:
+        """Dropout probabilities ``(n_cells, n_genes)`` float32 of cells with these counts and this description."""
+
+    @property
+    @abstractmethod
+    def modelled(self) -> np.ndarray:
+        """``(n_genes, n_clusters)`` bool: genes whose probabilities are defined; one column without clusters."""
+
+    def clusters(self, cells: Any) -> Clusters:
+        """The clusters that the model puts the cells into: one, unless it is fitted in clusters."""
+        return Clusters.single(cells.library_size.size)
+
+    @abstractmethod
+    def summary(self, counts: sp.csr_array, cells: Any, clusters: Clusters) -> pd.DataFrame:
+        """One row per cluster: ``n_cells``, ``n_modelled`` genes, ``zeros_called`` above 0.5, and more by model."""
+
+
+class Dropout(ABC):
+    """Dropout probabilities of the entries of one count matrix, in any blocks."""
+
+    @abstractmethod
+    def block(self, cells: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
+        """Probabilities ``(cells.size, genes.size)`` of cells and genes given by position; default: all genes."""
+
+    @abstractmethod
+    def take(self, cells: np.ndarray) -> Dropout:
+        """The probabilities of some cells."""
+
+
+class AllMissing(Dropout):
+    """Every zero is a dropout: what is assumed when nobody says otherwise."""
+
+    def __init__(self, n_genes: int) -> None:
+        self._n_genes = n_genes
+
+    def block(self, cells: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
+        """All ones."""
+        return np.ones((cells.size, self._n_genes if genes is None else genes.size), dtype=np.float32)
+
+    def take(self, cells: np.ndarray) -> AllMissing:  # noqa: ARG002 - all cells are alike
+        """The same."""
+        return self
+
+
+class GivenProbabilities(Dropout):
+    """Probabilities from a matrix, dense or sparse, such as a layer of the user's own."""
+
+    def __init__(self, matrix: Any) -> None:
+        self._matrix = matrix if sp.issparse(matrix) else np.asarray(matrix)
+
+    @cached_property
+    def _by_cell(self) -> sp.csr_array:
+        return sp.csr_array(self._matrix)
+
+    @cached_property
+    def _by_gene(self) -> sp.csc_array:
+        return sp.csc_array(self._matrix)
+
+    def block(self, cells: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
+        """The matrix' values."""
+        if not sp.issparse(self._matrix):
+            return self._matrix[cells] if genes is None else self._matrix[np.ix_(cells, genes)]
+        return self._by_cell[cells].toarray() if genes is None else self._by_gene[:, genes].toarray()[cells]
+
+    def take(self, cells: np.ndarray) -> GivenProbabilities:
+        """Some rows of the matrix."""
+        return GivenProbabilities(self._by_cell[cells] if sp.issparse(self._matrix) else self._matrix[cells])
+
+
+class ModelledDropout(Dropout):
+    """Probabilities of a fitted model for cells that it describes.
+
+    Parameters
+    ----------
+    counts
+        ``(n_cells, n_genes)`` counts of the cells.
+    model, cells
+        The model and its description of the cells.
+    layer
+        Probabilities that the user may have changed; where they differ from the model's, they count.
+    layer_genes
+        Genes that the layer was written for; the model speaks for the others. Default: all.
+    """
+
+    # Probabilities of a layer closer than this to the model's are the model's own, up to rounding.
+    TOLERANCE = 1e-6
+
+    def __init__(
+        self,
+        counts: sp.csr_array,
+        model: DropoutModel,
+        cells: Any,
+        layer: GivenProbabilities | Any = None,
+        layer_genes: np.ndarray | None = None,
+    ) -> None:
+        self.counts, self.model, self.cells = counts, model, cells
+        self._layer = layer if layer is None or isinstance(layer, GivenProbabilities) else GivenProbabilities(layer)
+        self._layer_genes = layer_genes
+
+    @cached_property
+    def _by_gene(self) -> sp.csc_array:
+        return self.counts.tocsc()
+
+    def block(self, cells: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
+        """The layer's values where there is one, otherwise the model's."""
+        if genes is None:
+            changed = self.changed(cells)
+            return self._modelled(cells) if changed is None else changed
+        modelled = None
+        if self._layer is not None:
+            found = self._layer.block(cells, genes)
+            if self._layer_genes is None or self._layer_genes[genes].all():
+                return found
+            modelled = np.where(self._layer_genes[genes], found, self._modelled(cells, genes))
+        return self._modelled(cells, genes) if modelled is None else modelled
+
+    def take(self, cells: np.ndarray) -> ModelledDropout:
+        """The model and the layer of some cells."""
+        layer = None if self._layer is None else self._layer.take(cells)
+        return ModelledDropout(self.counts[cells], self.model, self.cells.take(cells=cells), layer, self._layer_genes)
+
+    def changed(self, cells: np.ndarray) -> np.ndarray | None:
+        """Probabilities of all genes if the user changed any of these cells' values, else None."""
+        if self._layer is None:
+            return None
+        found, expected = self._layer.block(cells), self._modelled(cells)
+        if self._layer_genes is not None:
+            found = np.where(self._layer_genes, found, expected)
+        return None if np.abs(found - expected).max(initial=0.0) <= self.TOLERANCE else found
+
+    def _modelled(self, cells: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
+        described = self.cells.take(cells=cells)
+        if genes is None:
+            return self.model.probability(self.counts[cells], described)
+        counts = sp.csr_array(self._by_gene[:, genes].tocsr()[cells])
+        return self.model.take(genes=genes).probability(counts, described)

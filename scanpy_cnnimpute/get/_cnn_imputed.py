@@ -1,0 +1,92 @@
+"""``get.cnn_imputed``: any part of the imputed counts from the stored imputer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._anndata.counts import check_adata, get_counts, layer_names
+from .._anndata.fingerprint import check_built_on, check_fingerprint
+from .._anndata.models import (
+    has_dropout_model,
+    load_dropout_model,
+    load_imputer,
+    require_dropout_model,
+    require_imputer,
+    written_genes,
+)
+from .._anndata.selection import positions
+from .._matrix import check_probabilities
+from ..dropout import Dropout, GivenProbabilities, ModelledDropout
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+    from anndata import AnnData
+
+
+def cnn_imputed(
+    adata: AnnData, *, genes: Any = slice(None), cells: Any = slice(None), key: str = "cnn_imputed"
+) -> np.ndarray:
+    """Imputed counts of some cells and genes, from the stored imputer, the dropout model and the counts.
+
+    Parameters
+    ----------
+    adata
+        Annotated data after :func:`~scanpy_cnnimpute.pp.cnn_impute` with the default preset; genes and cells may have been
+        dropped since. Genes that have lost one of their correlated genes are given without the network's correction,
+        which a warning says.
+    genes, cells
+        What an AnnData can be indexed with: names, positions, masks, slices. Default: all.
+    key
+        The `key_added` of :func:`~scanpy_cnnimpute.pp.cnn_impute`.
+
+    Returns
+    -------
+    ``(n_cells, n_genes)`` counts, float32 where that holds the observed counts, else float64: equal to the layer's up to
+    rounding of the network (relative 1e-5).
+
+    Raises
+    ------
+    KeyError
+        If no imputer or dropout model is stored, or a name is unknown.
+    ValueError
+        If they do not belong to the counts or names any more.
+
+    Examples
+    --------
+    >>> import scanpy_cnnimpute as scnn
+    >>> adata = scnn.datasets.five_cell_lines()[:, :300].copy()
+    >>> scnn.pp.cnn_impute(adata, store="params", n_steps=2)
+    >>> scnn.get.cnn_imputed(adata, genes=adata.var_names[:3], cells=slice(0, 2)).shape
+    (2, 3)
+    """
+    check_adata(adata, caller="get.cnn_imputed")
+    require_imputer(adata, key)
+    params = adata.uns[key]["params"]
+    part = adata[positions(adata.obs_names, cells)]
+    wanted = positions(adata.var_names, genes)
+    counts = get_counts(part, params.get("layer"), caller="get.cnn_imputed", integers=False)
+    check_fingerprint(part, key, counts)
+    imputer = load_imputer(part, key)
+    values = counts[:, wanted].astype(np.result_type(counts.dtype, np.float32)).toarray()
+    # Genes may be asked for in any order, and more than once.
+    distinct = np.unique(wanted)
+    for imputed in imputer.predict(counts, _dropout(part, counts, key), genes=distinct):
+        block = imputed.values[:, wanted].toarray()
+        values[imputed.cells] = np.where(block > 0, block, values[imputed.cells])
+    return values
+
+
+def _dropout(part: AnnData, counts: sp.csr_array, imputed_key: str) -> Dropout:
+    """Dropout probabilities as pp.cnn_impute had them."""
+    key, layer = part.uns[imputed_key]["params"]["dropout_key"], None
+    if key in layer_names(part):
+        layer = check_probabilities(part.layers[key], where=f"adata.layers[{key!r}]")
+        if not has_dropout_model(part, key):
+            return GivenProbabilities(layer)
+    require_dropout_model(part, key)
+    check_built_on(part, imputed_key, key)
+    check_fingerprint(part, key, counts)
+    model, cells = load_dropout_model(part, key)
+    return ModelledDropout(counts, model, cells, layer, written_genes(part, key))

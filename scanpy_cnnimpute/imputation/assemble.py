@@ -1,0 +1,128 @@
+"""Put predictions into a copy of the counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+from numba import njit, prange
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .base import Imputed
+
+
+def fill_zeros(matrix: Any, counts: sp.csr_array, predictions: Iterable[Imputed]) -> Any:
+    """A copy of the counts with predictions at zeros.
+
+    Parameters
+    ----------
+    matrix
+        The counts as the user has them.
+    counts
+        The same as a canonical CSR array.
+    predictions
+        Blocks of cells; cells in none stay as they are.
+
+    Returns
+    -------
+    Dense if `matrix` is dense, else CSR, a matrix or an array like `matrix`. The dtype holds both the counts and float32;
+    observed counts are bit-identical.
+    """
+    dtype = np.result_type(matrix.dtype, np.float32)
+    if isinstance(matrix, np.ndarray):
+        return _fill_dense(matrix, dtype, predictions)
+    kind = sp.csr_matrix if isinstance(matrix, sp.spmatrix) else sp.csr_array
+    return kind(_fill_sparse(counts, dtype, predictions))
+
+
+def deviations(matrix: Any, shape: tuple[int, int], predictions: list[Imputed]) -> Any:
+    """Standard deviations of the predictions, 0 elsewhere, float32: dense if `matrix` is dense, else CSR."""
+    parts = [_Part(part.cells, part.deviation) for part in predictions if part.deviation is not None]
+    spread = _scatter(parts, shape, np.dtype(np.float32))
+    if isinstance(matrix, np.ndarray):
+        return spread.toarray()
+    return (sp.csr_matrix if isinstance(matrix, sp.spmatrix) else sp.csr_array)(spread)
+
+
+class _Part:
+    """Rows of the result: their positions, and their entries."""
+
+    def __init__(self, cells: np.ndarray, entries: sp.csr_array) -> None:
+        self.cells, self.entries = cells, entries
+
+
+def _fill_dense(matrix: np.ndarray, dtype: np.dtype, predictions: Iterable[Imputed]) -> np.ndarray:
+    dense = matrix.astype(dtype, order="C")
+    for part in predictions:
+        values = part.values
+        fill_rows(part.cells, values.indptr, values.indices, values.data, dense)
+    return dense
+
+
+def _fill_sparse(counts: sp.csr_array, dtype: np.dtype, predictions: Iterable[Imputed]) -> sp.csr_array:
+    parts, rest = [], np.ones(counts.shape[0], dtype=bool)
+    for part in predictions:
+        own, new = counts[part.cells], part.values
+        indptr = own.indptr.astype(np.int64) + new.indptr
+        indices, data = np.empty(indptr[-1], dtype=np.int32), np.empty(indptr[-1], dtype=dtype)
+        merge_rows(own.indptr, own.indices, own.data, new.indptr, new.indices, new.data, indptr, indices, data)
+        parts.append(_Part(part.cells, sp.csr_array((data, indices, indptr), shape=own.shape)))
+        rest[part.cells] = False
+    untouched = np.flatnonzero(rest)
+    if untouched.size:
+        parts.append(_Part(untouched, counts[untouched].astype(dtype)))
+    return _scatter(parts, counts.shape, dtype)
+
+
+def _scatter(parts: list[_Part], shape: tuple[int, int], dtype: np.dtype) -> sp.csr_array:
+    """Parts put together by position; each is let go of once it is copied, so that memory stays that of the result."""
+    sizes = np.zeros(shape[0], dtype=np.int64)
+    for part in parts:
+        sizes[part.cells] = np.diff(part.entries.indptr)
+    indptr = np.concatenate([[0], np.cumsum(sizes)])
+    width = np.int32 if max(indptr[-1], shape[1]) <= np.iinfo(np.int32).max else np.int64
+    indices, data = np.empty(indptr[-1], dtype=width), np.empty(indptr[-1], dtype=dtype)
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        entries = part.entries
+        copy_rows(part.cells, entries.indptr, entries.indices, entries.data, indptr, indices, data)
+    return sp.csr_array((data, indices, indptr.astype(width)), shape=shape)
+
+
+@njit(parallel=True, cache=True)
+def fill_rows(cells, indptr, indices, values, out):  # type: ignore[no-untyped-def]
+    """Write the CSR entries of row i into the dense row ``cells[i]``."""
+    for i in prange(cells.size):
+        for entry in range(indptr[i], indptr[i + 1]):
+            out[cells[i], indices[entry]] = values[entry]
+
+
+@njit(parallel=True, cache=True)
+def copy_rows(cells, indptr, indices, values, starts, out_indices, out_values):  # type: ignore[no-untyped-def]
+    """Copy the CSR entries of row i to row ``cells[i]`` of a larger CSR array, which begins at ``starts[cells[i]]``."""
+    for i in prange(cells.size):
+        place = starts[cells[i]]
+        for entry in range(indptr[i], indptr[i + 1]):
+            out_indices[place], out_values[place] = indices[entry], values[entry]
+            place += 1
+
+
+@njit(parallel=True, cache=True)
+def merge_rows(  # type: ignore[no-untyped-def]
+    indptr, indices, data, new_indptr, new_indices, new_data, out_indptr, out_indices, out_data
+):
+    """Merge the entries of two CSR arrays that share none, by rising column."""
+    for i in prange(indptr.size - 1):
+        a, b, place = indptr[i], new_indptr[i], out_indptr[i]
+        while place < out_indptr[i + 1]:
+            if b == new_indptr[i + 1] or (a < indptr[i + 1] and indices[a] < new_indices[b]):
+                out_indices[place], out_data[place] = indices[a], data[a]
+                a += 1
+            else:
+                out_indices[place], out_data[place] = new_indices[b], new_data[b]
+                b += 1
+            place += 1

@@ -1,0 +1,252 @@
+"""What every imputer can do, and the registry that finds imputers by preset and estimate."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from .._checks import check_choice
+from .._records import ArrayRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import scipy.sparse as sp
+
+    from ..dropout import Clusters, Dropout
+    from ..presets import Settings
+
+IMPUTERS: list[type[Imputer]] = []
+"""The imputers. One registers itself when its class is defined."""
+
+STATUSES = (
+    "imputed",
+    "nothing missing",
+    "not modelled",
+    "too few cells",
+    "no input genes",
+    "training failed",
+    "no gain",
+    "not selected",
+)
+"""What happened to a gene; codes are positions. Only ``"imputed"`` changes values."""
+
+IMPUTED, NOTHING_MISSING, NOT_MODELLED, TOO_FEW_CELLS, NO_INPUTS, TRAINING_FAILED, NO_GAIN, NOT_SELECTED = range(
+    len(STATUSES)
+)
+
+# Nine cells to learn from and one to validate on.
+MIN_CELLS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Genes that may be imputed.
+
+    Attributes
+    ----------
+    selected
+        ``(n_genes,)`` bool: genes that the user wants imputed.
+    no_gain
+        ``(n_genes,)`` bool: genes that held-out molecules say would be spoilt.
+    """
+
+    selected: np.ndarray
+    no_gain: np.ndarray
+
+    @classmethod
+    def all_genes(cls, n_genes: int) -> Targets:
+        """Every gene."""
+        return cls(selected=np.ones(n_genes, dtype=bool), no_gain=np.zeros(n_genes, dtype=bool))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How an imputer is to be fitted.
+
+    Attributes
+    ----------
+    settings
+        Of the imputer's kind.
+    estimate
+        One of the imputer's.
+    random_state
+        Seed.
+    targets
+        Genes that may be imputed.
+    clusters
+        Clusters of the cells, for imputers that train a network in each.
+    modelled
+        ``(n_genes, n_clusters or 1)`` bool: genes whose dropout probabilities mean something.
+    verbose
+        Show a progress bar.
+    """
+
+    settings: Settings
+    estimate: str
+    random_state: int
+    targets: Targets
+    clusters: Clusters
+    modelled: np.ndarray
+    verbose: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imputed:
+    """Predicted counts of some cells.
+
+    Attributes
+    ----------
+    cells
+        Positions of the cells.
+    values
+        ``(cells.size, n_genes)`` float32 CSR array of the predictions; only zeros of the counts have one.
+    deviation
+        The standard deviations of the same entries, if asked for.
+    """
+
+    cells: np.ndarray
+    values: sp.csr_array
+    deviation: sp.csr_array | None = None
+
+
+class Imputer(ArrayRecord, ABC):
+    """A fitted imputer: arrays that predict any cells and genes from counts and dropout probabilities.
+
+    A subclass is a dataclass of arrays in a file of this package, with a ``status``, ``(n_genes, n_columns)`` int8 positions
+    in :data:`STATUSES`, and a ``history``, one dict per network.
+    """
+
+    preset: ClassVar[str]
+    estimates: ClassVar[tuple[str, ...]]
+    settings_type: ClassVar[type[Settings]]
+    std_units: ClassVar[str | None] = None
+    """Units of the standard deviations; None if there are none."""
+    needs_calibrated: ClassVar[bool] = False
+    """Whether the dropout model has to be the calibrated one."""
+    dropout_model: ClassVar[str]
+    """Name of the dropout model that is fitted if none is stored."""
+    is_stored: ClassVar[bool] = True
+    """Whether the arrays are small enough to be stored in an AnnData."""
+
+    status: np.ndarray
+    history: list[dict[str, Any]]
+    settings: Any
+    estimate: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        IMPUTERS.append(cls)
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, counts: sp.csr_array, dropout: Dropout, options: FitOptions) -> Imputer:
+        """Learn from the counts, or a bounded draw of their cells."""
+
+    @abstractmethod
+    def predict(
+        self,
+        counts: sp.csr_array,
+        dropout: Dropout,
+        *,
+        clusters: Clusters | None = None,
+        genes: np.ndarray | None = None,
+        return_std: bool = False,
+    ) -> Iterator[Imputed]:
+        """Predict probable dropouts of any cells, block by block, and note which genes were imputed in `status`.
+
+        Parameters
+        ----------
+        counts
+            ``(n_cells, n_genes)`` counts of the cells.
+        dropout
+            Dropout probabilities of the same cells.
+        clusters
+            Clusters of the cells, for imputers that have a network in each; default: those of the nearest profiles.
+        genes
+            Positions of the genes to predict, rising; all serve as inputs. Default: all.
+        return_std
+            Also give standard deviations.
+        """
+
+    def check_consistent(self) -> None:
+        """Refuse arrays that do not go together, as of a damaged file.
+
+        Raises
+        ------
+        ValueError
+            With what is wrong.
+        """
+        if self.status.min(initial=0) < 0 or self.status.max(initial=0) >= len(STATUSES):
+            msg = f"the array 'status' has codes outside 0 to {len(STATUSES) - 1}"
+            raise ValueError(msg)
+
+    @classmethod
+    def fit_predict(
+        cls, counts: sp.csr_array, dropout: Dropout, options: FitOptions, *, return_std: bool = False
+    ) -> tuple[Imputer, Iterator[Imputed]]:
+        """Fit and predict the same cells; what is learnt may not be kept beyond that."""
+        imputer = cls.fit(counts, dropout, options)
+        return imputer, imputer.predict(counts, dropout, clusters=options.clusters, return_std=return_std)
+
+
+def presets() -> list[str]:
+    """Names of the presets."""
+    return list(dict.fromkeys(imputer.preset for imputer in IMPUTERS))
+
+
+def estimates(preset: str) -> list[str]:
+    """Names of a preset's estimates, the recommended one first."""
+    return [estimate for imputer in IMPUTERS if imputer.preset == preset for estimate in imputer.estimates]
+
+
+def find_imputer(preset: str, estimate: str | None = None) -> type[Imputer]:
+    """The imputer of a preset for an estimate; default: the first estimate."""
+    check_choice("preset", preset, presets())
+    available = estimates(preset)
+    name = available[0] if estimate is None else estimate
+    everywhere = list(dict.fromkeys(each for other in presets() for each in estimates(other)))
+    check_choice("estimate", name, everywhere)
+    if name not in available:
+        msg = f"estimate={name!r} is not one of preset={preset!r}, which has {available}."
+        raise ValueError(msg)
+    return next(imputer for imputer in IMPUTERS if imputer.preset == preset and name in imputer.estimates)
+
+
+def resolve_settings(imputer: type[Imputer], estimate: str, overrides: dict[str, Any]) -> Settings:
+    """The imputer's settings with the overrides that are not None; errors say where a setting belongs."""
+    names = imputer.settings_type.names()
+    for name, value in overrides.items():
+        if value is None or name in names:
+            continue
+        owners = [
+            f"preset={other.preset!r}, estimate in {list(other.estimates)}"
+            for other in IMPUTERS
+            if name in other.settings_type.names()
+        ]
+        msg = (
+            f"{name}={value!r} is not a setting of preset={imputer.preset!r}, estimate={estimate!r}, which has "
+            f"{sorted(names)}; it is one of {owners or 'none'}."
+        )
+        raise ValueError(msg)
+    return imputer.settings_type.from_overrides(overrides)
+
+
+def usable_genes(status: np.ndarray) -> np.ndarray:
+    """Genes that may be imputed, by their status: bool of the same shape."""
+    return ~np.isin(status, (NOT_MODELLED, TOO_FEW_CELLS, NO_GAIN, NOT_SELECTED))
+
+
+def gene_status(options: FitOptions, n_cells: int) -> np.ndarray:
+    """Status of each gene before anything is predicted, ``(n_genes, 1)`` int8, of an imputer for all clusters."""
+    modelled = options.modelled.any(axis=1)
+    status = np.full((modelled.size, 1), NOTHING_MISSING, dtype=np.int8)
+    if n_cells < MIN_CELLS:
+        status[:] = TOO_FEW_CELLS
+    status[options.targets.no_gain] = NO_GAIN
+    status[~modelled] = NOT_MODELLED
+    status[~options.targets.selected] = NOT_SELECTED
+    return status
