@@ -1,4 +1,4 @@
-"""``scanpy-cnnimpute``: the package from the command line, h5ad in, h5ad out."""
+"""``scanpy-cnnimpute``: the package from the command line, from file to file."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import ModuleType
 
     import pandas as pd
 
 
 class _OneLineParser(argparse.ArgumentParser):
-    """Errors of usage on one line, like all others."""
+    """Parser that reports errors of usage on one line, like all other errors."""
 
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
-    # Before anything imports TensorFlow: its start-up notes are not for the user of a command.
+    """Run one command and return the exit status."""
+    # TensorFlow reads this when it is imported; 3 leaves errors only.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s")
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         expected = isinstance(error, OSError | ValueError | TypeError | KeyError | NotImplementedError | ImportError)
-        # str(KeyError) would quote the message.
+        # str(KeyError) quotes the message.
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         kind = "" if expected else f"{type(error).__name__}: "
         print(f"scanpy-cnnimpute: error: {kind}{_one_line(text)}", file=sys.stderr)
@@ -60,7 +61,7 @@ def _one_line(text: object) -> str:
 
 
 def _start_keras(n_jobs: int | None = None) -> None:
-    """Import Keras and look for devices with the C++ chatter of TensorFlow, which no setting silences, left out."""
+    """Import Keras and list devices while stderr is closed to TensorFlow's C++ messages, which no setting silences."""
     sys.stderr.flush()
     stderr = os.dup(2)
     try:
@@ -76,14 +77,14 @@ def _start_keras(n_jobs: int | None = None) -> None:
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-    # Its Python side warns of new input shapes, which clusters of different sizes have.
+    # TensorFlow warns of new input shapes, which clusters of different sizes have.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def _parser() -> argparse.ArgumentParser:
     from . import __version__, pp, tl
 
-    parser = _OneLineParser(prog="scanpy-cnnimpute", description="Recover missing values in single-cell RNA-seq.")
+    parser = _OneLineParser(prog="scanpy-cnnimpute", description="Impute dropouts in single-cell RNA-seq counts.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -100,12 +101,12 @@ def _parser() -> argparse.ArgumentParser:
         sub = command(name, run, _summary(function))
         sub.add_argument("input", type=Path, help="h5ad or zarr file with raw counts")
         sub.add_argument("output", type=Path, help="h5ad or zarr file to write")
-        sub.add_argument("--force", action="store_true", help="replace an existing output")
+        sub.add_argument("--force", action="store_true", help="replace an existing file")
         _mirror(sub, function)
 
     sub = command("evaluate", _evaluate, _summary(tl.eval_clusters))
     sub.add_argument("input", type=Path, help="h5ad or zarr file")
-    sub.add_argument("--csv", type=Path, help="also write the table to this file")
+    sub.add_argument("--csv", type=Path, help="CSV file to write the table to")
     sub.add_argument("--force", action="store_true", help="replace an existing file")
     _mirror(sub, tl.eval_clusters)
 
@@ -113,35 +114,39 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "output", type=Path, nargs="?", default=Path("five_cell_lines_imputed.h5ad"), help="file to write (%(default)s)"
     )
-    sub.add_argument("--force", action="store_true", help="replace an existing output")
+    sub.add_argument("--force", action="store_true", help="replace an existing file")
     return parser
 
 
 def _mirror(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
-    """Give the command an option for every keyword of the function, with its default and its description."""
-    namespace = sys.modules[function.__module__]
+    """Add an option for every keyword of the function, with its default and its description."""
     descriptions = _descriptions(function)
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is not parameter.KEYWORD_ONLY or name in {"copy", "verbose"}:
             continue
-        annotation = str(parameter.annotation)
-        first = annotation.partition(" | ")[0]
-        options: dict[str, Any] = {"help": descriptions[name].replace("%", "%%"), "default": parameter.default}
+        options = {"help": descriptions[name].replace("%", "%%"), "default": parameter.default}
         if parameter.default is inspect.Parameter.empty:
             options.update(default=None, required=True)
-        if first == "bool":
-            options["action"] = argparse.BooleanOptionalAction
-        elif first.startswith("Sequence"):
-            options.update(nargs="+", metavar="KEY")
-        elif annotation.startswith("float | str"):
-            options.update(type=_number_or_key, metavar="FLOAT|KEY")
-        elif first in {"int", "float"}:
-            options.update(type={"int": int, "float": float}[first], metavar=first.upper())
-        elif first == "str":
-            options["metavar"] = "KEY" if "key" in name or name in {"layer", "use_rep"} else name.upper()
-        else:  # a Literal of the function's module
-            options["choices"] = get_args(getattr(namespace, first))
+        options.update(_kind(name, str(parameter.annotation), sys.modules[function.__module__]))
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
+
+
+def _kind(name: str, annotation: str, module: ModuleType) -> dict[str, Any]:
+    """How an option of this annotation is parsed; arrays are given by their key in the file."""
+    first = annotation.partition(" | ")[0]
+    if first == "bool":
+        return {"action": argparse.BooleanOptionalAction}
+    if first.startswith("Sequence"):
+        return {"nargs": "+", "metavar": "KEY"}
+    if annotation.startswith("float | str"):
+        return {"type": _number_or_key, "metavar": "FLOAT|KEY"}
+    if first in {"int", "float"}:
+        return {"type": {"int": int, "float": float}[first], "metavar": first.upper()}
+    if first == "str":
+        is_key = annotation.startswith("str | np.ndarray") or "key" in name or name in {"layer", "use_rep"}
+        return {"metavar": "KEY" if is_key else name.upper()}
+    choices = get_args(getattr(module, first, None))  # of a Literal
+    return {"choices": choices} if choices else {"metavar": name.upper()}
 
 
 def _number_or_key(text: str) -> float | str:
@@ -156,7 +161,7 @@ def _summary(function: Callable[..., Any]) -> str:
 
 
 def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
-    """The parameters' texts out of a numpydoc docstring, as plain text."""
+    """Plain text of every parameter in a numpydoc docstring."""
     section = (inspect.getdoc(function) or "").split("Parameters\n----------\n")[1].split("\nReturns\n")[0]
     texts: dict[str, str] = {}
     for names, text in re.findall(r"^(\S.*)\n((?:    .*\n?|\n)+)", section, flags=re.MULTILINE):
@@ -166,55 +171,55 @@ def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def _keywords(options: argparse.Namespace) -> dict[str, Any]:
-    """The options that mirror keywords."""
+    """The options that stand for keywords of the function."""
     own = {"run", "quiet", "input", "output", "force", "csv"}
     return {name: value for name, value in vars(options).items() if name not in own}
 
 
 def _impute(options: argparse.Namespace) -> None:
     from . import pp
-    from ._anndata import files as _io
+    from ._anndata import files
 
     _check_output(options)
-    adata = _io.read(options.input)
+    adata = files.read(options.input)
     _start_keras(options.n_jobs)
     pp.cnn_impute(adata, **_keywords(options), verbose=not options.quiet)
-    _io.write(adata, options.output, force=options.force)
+    files.write(adata, options.output, force=options.force)
 
 
 def _dropout(options: argparse.Namespace) -> None:
     from . import pp
-    from ._anndata import files as _io
+    from ._anndata import files
 
     _check_output(options)
-    adata = _io.read(options.input)
+    adata = files.read(options.input)
     pp.dropout_prob(adata, **_keywords(options))
-    _io.write(adata, options.output, force=options.force)
+    files.write(adata, options.output, force=options.force)
 
 
 def _check_output(options: argparse.Namespace) -> None:
-    from ._anndata import files as _io
+    from ._anndata import files
 
-    _io.check_suffix(options.output)
-    _io.check_output(options.output, force=options.force)
+    files.check_suffix(options.output)
+    files.check_output(options.output, force=options.force)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from . import tl
-    from ._anndata import files as _io
+    from ._anndata import files
+    from ._atomic import replacing
 
-    csv = None if options.csv is None else _io.check_output(options.csv, force=options.force)
-    table = tl.eval_clusters(_io.read(options.input), **_keywords(options))
+    csv = None if options.csv is None else files.check_output(options.csv, force=options.force)
+    table = tl.eval_clusters(files.read(options.input), **_keywords(options))
     _print(table)
     if csv is not None:
-        temporary = csv.with_name(f".{csv.name}.{os.getpid()}")
-        table.to_csv(temporary, index_label="clustering")
-        temporary.replace(csv)
+        with replacing(csv) as new:
+            table.to_csv(new, index_label="clustering")
 
 
 def _demo(options: argparse.Namespace) -> None:
     from . import datasets, pp, tl
-    from ._anndata import files as _io
+    from ._anndata import files
     from ._anndata.counts import layer_names
 
     _check_output(options)
@@ -227,7 +232,7 @@ def _demo(options: argparse.Namespace) -> None:
     table = tl.eval_clusters(adata, label_key="cell_line", layers=[None, "cnn_imputed"])
     table.index = ["before (X)", "after (layer cnn_imputed)"]
     _print(table)
-    _io.write(adata, options.output, force=options.force)
+    files.write(adata, options.output, force=options.force)
     print(f"Wrote {options.output}: layers {layer_names(adata)}.")
 
 

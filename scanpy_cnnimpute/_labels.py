@@ -1,4 +1,4 @@
-"""Cluster labels, without AnnData."""
+"""Cluster labels without AnnData."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def distinct_names(labels: pd.Categorical) -> list[str]:
-    """The categories as text, which has to tell them apart."""
+    """The categories as text. A ValueError names categories that are equal as text, such as 1 and "1"."""
     names = [str(name) for name in labels.categories]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

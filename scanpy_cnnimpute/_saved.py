@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._atomic import replacing
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
-FORMAT = 4
+FORMAT = 4  # raised when earlier versions cannot be read any more
 DESCRIPTION = "imputer.json"
 ARRAYS = "arrays.npz"
 
 
 def save(path: Path, description: dict[str, Any], arrays: Mapping[str, np.ndarray], *, overwrite: bool) -> None:
-    """Write beside the destination, then rename."""
+    """Write the folder as a whole."""
     if path.exists() and not (overwrite and (path / DESCRIPTION).is_file()):
         msg = f"{path} exists. Pass overwrite=True to replace a saved imputer, or choose another folder."
         raise FileExistsError(msg)
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # mkdtemp is private to its user; the folder inside it is an ordinary one.
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        new = temporary / "new"
+    with replacing(path) as new:
         new.mkdir()
         np.savez(new / ARRAYS, allow_pickle=False, **arrays)
         (new / DESCRIPTION).write_text(json.dumps({"format": FORMAT, **description}), encoding="utf-8")
-        if path.exists():
-            path.rename(temporary / "old")
-        new.rename(path)
-    finally:
-        shutil.rmtree(temporary)
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -15,8 +15,8 @@ import pytest
 from helpers import assert_only_added, simulate
 
 import scanpy_cnnimpute as scnn
-from scanpy_cnnimpute import _cli
-from scanpy_cnnimpute._anndata import files as _io
+from scanpy_cnnimpute import _atomic, _cli
+from scanpy_cnnimpute._anndata import files
 
 GAMMA_NORMAL = ["--model", "gamma_normal"]
 QUICK = ["--preset", "paper", "--n-targets", "16", "--max-epochs", "2", "--quiet"]
@@ -132,14 +132,14 @@ def test_a_folder_that_cannot_be_written_to_is_found_out_first(
     def refuse(*_: Any, **__: Any) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(_io.tempfile, "mkdtemp", refuse)
-    monkeypatch.setattr(_io, "read", lambda path: pytest.fail("read before the output was checked"))
+    monkeypatch.setattr(_atomic.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(files, "read", lambda path: pytest.fail("read before the output was checked"))
     assert "cannot be written to (Permission denied)" in error_of(capsys, "dropout", source, tmp_path / "out.h5ad")
 
 
 def test_a_failed_rename_keeps_the_old_zarr(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adata, store = ad.read_h5ad(source), tmp_path / "a.zarr"
-    _io.write(adata, store, force=False)
+    files.write(adata, store, force=False)
     rename = Path.rename
 
     def fails(self: Path, target: Path) -> Path:
@@ -149,7 +149,7 @@ def test_a_failed_rename_keeps_the_old_zarr(source: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(OSError, match="Input/output"):
-        _io.write(adata, store, force=True)
+        files.write(adata, store, force=True)
     assert ad.read_zarr(store).shape == adata.shape
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "in.h5ad"]
 
@@ -183,7 +183,7 @@ def test_errors_of_the_functions_are_one_line(
         msg = "two\nlines"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(_io, "read", surprise)
+    monkeypatch.setattr(files, "read", surprise)
     assert error_of(capsys, "dropout", source, output).endswith("RuntimeError: two lines")
     assert not output.exists()
 
@@ -231,7 +231,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     printed = capsys.readouterr().out
     assert "before (X)" in printed
     assert "after (layer cnn_imputed)" in printed
-    assert {"dropout_prob", "cnn_imputed"} <= set(_io.read(output).layers)
+    assert {"dropout_prob", "cnn_imputed"} <= set(files.read(output).layers)
 
 
 def test_training_leaves_stderr_to_us(source: Path, tmp_path: Path) -> None:

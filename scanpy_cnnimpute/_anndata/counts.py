@@ -1,21 +1,23 @@
-"""Read a count matrix out of an AnnData, or say exactly why it cannot be used."""
+"""Read count matrices out of an AnnData; errors name the matrix and the layers that can be used instead."""
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 from anndata import AnnData
 
-from .._matrix import is_integer, to_csr, values_problem
+from .._checks import check_key, warn_user
+from .._matrix import MAX_LOGGED, check_counts, is_integer, to_csr, transformation, values_problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Natural or binary logarithms of counts per million stay below this; raw counts hardly ever do.
-LARGEST_LOGGED = 25.0
+    import scipy.sparse as sp
+
+# Imputed layers keep the observed counts: in five public data sets 17 to 83 % of their non-zeros are whole numbers.
+# Logarithms of normalised counts are whole by chance only.
+MIN_WHOLE_SHARE = 0.01
 
 
 def check_adata(adata: AnnData, *, caller: str) -> None:
@@ -34,57 +36,72 @@ def layer_names(adata: AnnData) -> list[str]:
 
 
 def raw_matrix(adata: AnnData, layer: str | None) -> Any:
-    """`X` or a layer, as stored; the error lists what there is."""
+    """`X` or a layer, as stored."""
     if layer is None:
         if adata.X is None:
             msg = f"adata.X is empty. Pass layer=, one of {layer_names(adata)}."
             raise ValueError(msg)
         return adata.X
-    if layer not in layer_names(adata):
+    if check_key("layer", layer) not in layer_names(adata):
         msg = f"layer={layer!r} is not in adata.layers. Available: {layer_names(adata)}."
         raise KeyError(msg)
     return adata.layers[layer]
 
 
 def get_counts(adata: AnnData, layer: str | None, *, caller: str, integers: bool = True) -> sp.csr_array:
-    """The counts as a canonical CSR array without stored zeros, in their own dtype; the AnnData is not touched.
+    """The counts as a canonical CSR array without stored zeros, in their own dtype; the AnnData is not changed.
 
-    `integers=False` accepts any non-negative values without a word, for layers that were imputed.
+    ``integers=False`` accepts any non-negative values, such as imputed counts, without a warning.
     """
     check_adata(adata, caller=caller)
     where = _name(layer)
     counts = to_csr(raw_matrix(adata, layer), where=where)
-    problem = values_problem(counts)
-    if problem is not None:
-        msg = f"{where} has {problem}; {caller} needs raw counts.{_suggestion(adata, layer)}"
-        raise ValueError(msg)
-    if integers and not is_integer(counts.data):
-        share = float(np.mean(counts.data != np.round(counts.data)))
-        largest = float(counts.data.max())
-        if share > 0.5 and largest < LARGEST_LOGGED:  # noqa: PLR2004
-            msg = (
-                f"{where} looks log-transformed ({share:.0%} of its non-zeros are fractions, the largest is "
-                f"{largest:.3g}); {caller} needs raw counts.{_suggestion(adata, layer)}"
-            )
+    if integers:
+        check_counts(counts, where=where, caller=caller, suggestion=lambda: _suggestion(adata, layer))
+    else:
+        problem = values_problem(counts)
+        if problem is not None:
+            msg = f"{where} has {problem}; {caller} needs counts. {_suggestion(adata, layer)}"
             raise ValueError(msg)
-        warnings.warn(
-            f"{where}: {share:.0%} of the non-zeros are not whole numbers; {caller} is meant for raw counts.",
-            UserWarning,
-            stacklevel=3,
-        )
     return counts
 
 
 def layer_matrices(
     adata: AnnData, layers: Sequence[str | None] | str | None, *, caller: str
 ) -> dict[str, sp.csr_array]:
-    """Layers to compare, by the names of their rows in a table; ``"X"`` or ``None`` stands for `X`."""
-    chosen = [layers] if isinstance(layers, str) else list(layers or [])
-    chosen = [None if layer == "X" and "X" not in layer_names(adata) else layer for layer in chosen]
-    return {
-        "X" if layer is None else f"layer:{layer}": get_counts(adata, layer, caller=caller, integers=False)
-        for layer in chosen
-    }
+    """Layers with raw or imputed counts to compare, by the names of their rows in a table.
+
+    ``"X"`` and ``None`` stand for `X`. Logarithms and square roots are refused, since callers normalise the counts.
+    """
+    given: Any = [layers] if isinstance(layers, str) else layers
+    if given is not None and not np.iterable(given):
+        msg = f"layers={layers!r} is not allowed: names of layers, or None for adata.X."
+        raise TypeError(msg)
+    matrices = {}
+    for name in [] if given is None else given:
+        layer = None if name is None else check_key("An entry of layers", name)
+        if layer == "X" and layer not in layer_names(adata):
+            layer = None
+        counts = get_counts(adata, layer, caller=caller, integers=False)
+        _check_scale(counts, adata, layer, caller=caller)
+        matrices["X" if layer is None else f"layer:{layer}"] = counts
+    return matrices
+
+
+def _check_scale(counts: sp.csr_array, adata: AnnData, layer: str | None, *, caller: str) -> None:
+    """Refuse logarithms and square roots; warn of fractions that may be logarithms."""
+    if is_integer(counts.data):
+        return
+    problem = transformation(counts, scaling=False)
+    if problem is not None:
+        msg = f"{_name(layer)} looks {problem}; {caller} needs counts, raw or imputed. {_suggestion(adata, layer)}"
+        raise ValueError(msg)
+    whole = float(np.mean(counts.data == np.rint(counts.data)))
+    if whole < MIN_WHOLE_SHARE and counts.data.max() < MAX_LOGGED:
+        warn_user(
+            f"{_name(layer)} may be log-transformed ({whole:.0%} of its non-zeros are whole numbers, the largest is "
+            f"{counts.data.max():.3g}); {caller} takes it for counts."
+        )
 
 
 def _name(layer: str | None) -> str:
@@ -96,14 +113,16 @@ def _suggestion(adata: AnnData, layer: str | None) -> str:
     others = [name for name in [None, *layer_names(adata)] if name != layer]
     candidates = [name for name in others if _looks_like_counts(adata.X if name is None else adata.layers[name])]
     if candidates:
-        return f" {' and '.join(map(_name, candidates))} looks like counts: pass layer={candidates[0]!r}."
+        return f"{' and '.join(map(_name, candidates))} looks like counts: pass layer={candidates[0]!r}."
     if adata.raw is not None:
-        return " No layer looks like counts; adata.raw might: try adata.raw.to_adata()."
-    return " No layer looks like counts."
+        return "No layer looks like counts; adata.raw might: try adata.raw.to_adata()."
+    return "No layer looks like counts."
 
 
 def _looks_like_counts(matrix: Any) -> bool:
-    if not (sp.issparse(matrix) or isinstance(matrix, np.ndarray)) or matrix.dtype.kind not in "iuf":
+    try:
+        counts = to_csr(matrix)
+    except (TypeError, ValueError):
         return False
-    counts = to_csr(matrix)
-    return bool(counts.nnz) and values_problem(counts) is None and is_integer(counts.data)
+    # Masks are no counts.
+    return matrix.dtype != bool and bool(counts.nnz) and values_problem(counts) is None and is_integer(counts.data)

@@ -1,29 +1,32 @@
-"""Read and write AnnData files: clear about what is wrong, and never half a file."""
+"""Read and write AnnData files. Errors name the file; a file is never half written."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
+import json
 from typing import TYPE_CHECKING
 
 import anndata
 
+from .._atomic import replacing, temporary_folder
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
 
 SUFFIXES = (".h5ad", ".zarr")
+ZARR_ATTRIBUTES = (".zattrs", "zarr.json")  # files with the attributes of a store: zarr formats 2 and 3
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse what is named neither h5ad nor zarr."""
+    """Refuse names that are neither of h5ad nor of zarr."""
     if path.suffix not in SUFFIXES:
         msg = f"{path}: the name must end in one of {', '.join(SUFFIXES)}."
         raise ValueError(msg)
 
 
 def read(path: Path) -> AnnData:
-    """Read an h5ad or zarr file into memory; whatever is wrong with it is a ValueError with its name."""
+    """Read an h5ad file or zarr store into memory; a ValueError names a damaged one."""
     check_suffix(path)
     if not path.exists():
         msg = f"{path} does not exist."
@@ -36,46 +39,48 @@ def read(path: Path) -> AnnData:
 
 
 def check_output(path: Path, *, force: bool) -> Path:
-    """Refuse an output before any work is done for it; returns where it really goes, symbolic links followed."""
-    if path.exists() and not force:
-        msg = f"{path} exists. Pass --force to replace it."
-        raise FileExistsError(msg)
+    """Check before the work that an output can be written; returns its place, symbolic links followed.
+
+    ``force=True`` permits to replace a regular file, or for ``.zarr`` an AnnData store; never another folder, a pipe
+    or a device.
+    """
+    if path.exists():
+        if not force:
+            msg = f"{path} exists. Pass --force to replace it."
+            raise FileExistsError(msg)
+        if not (_is_anndata_store(path) if path.suffix == ".zarr" else path.is_file()):
+            kind = "an AnnData zarr store" if path.suffix == ".zarr" else "a regular file"
+            msg = f"{path} is not {kind} and is not replaced, not even with --force. Choose another name or remove it."
+            raise FileExistsError(msg)
     target = path.resolve()
     if not target.parent.is_dir():
         msg = f"{path}: the folder {target.parent} does not exist."
         raise FileNotFoundError(msg)
     try:
-        _temporary_folder(target).rmdir()
+        temporary_folder(target).rmdir()
     except OSError as error:
         msg = f"{path}: the folder {target.parent} cannot be written to ({error.strerror})."
         raise PermissionError(msg) from error
     return target
 
 
-def _temporary_folder(target: Path) -> Path:
-    """A folder beside the target, so that renaming stays within a file system."""
-    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+def _is_anndata_store(path: Path) -> bool:
+    for file in (path / name for name in ZARR_ATTRIBUTES):
+        try:
+            content = json.loads(file.read_bytes())
+        except (OSError, ValueError):
+            continue
+        attributes = content.get("attributes", content) if isinstance(content, dict) else {}
+        if isinstance(attributes, dict) and attributes.get("encoding-type") == "anndata":
+            return True
+    return False
 
 
 def write(adata: AnnData, path: Path, *, force: bool) -> None:
-    """Write an h5ad or zarr file beside the destination, then rename: that is complete or untouched."""
+    """Write an h5ad file or zarr store; the destination is complete or untouched."""
     check_suffix(path)
-    target = check_output(path, force=force)
-    folder = _temporary_folder(target)
-    try:
-        new, old = folder / "new", folder / "old"
+    with replacing(check_output(path, force=force)) as new:
         if path.suffix == ".h5ad":
             adata.write_h5ad(new, compression="gzip")
         else:
             adata.write_zarr(new)
-        if target.is_dir():
-            target.rename(old)
-            try:
-                new.rename(target)
-            except OSError:
-                old.rename(target)
-                raise
-        else:
-            new.replace(target)
-    finally:
-        shutil.rmtree(folder)

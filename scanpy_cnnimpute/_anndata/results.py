@@ -1,4 +1,4 @@
-"""Write results into an AnnData: all of them or none, and never over somebody else's."""
+"""Write the results of one call into an AnnData: all or none, and never over keys of other origin."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import ImplicitModificationWarning
 
+from .._checks import MAX_INT64, check_key
 from .._labels import distinct_names
 from .._logging import logger
 
@@ -18,29 +19,44 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-LONGEST_COLUMN = 80  # file systems, and so zarr, stop at 255 bytes
+MAX_NAME_BYTES = 255  # of a file name on common file systems, and so of a key in zarr
+MAX_COLUMN_BYTES = 80  # of a cluster in a column name; h5ad keeps all column names of a table in one attribute of 64 kB
+# Names with a meaning of their own: folders, anndata's index of a table, zarr's metadata.
+RESERVED_NAMES = {"", ".", "..", "_index", ".zarray", ".zattrs", ".zgroup", "zarr.json"}
 
 
 class Results:
-    """Collects what one call will write, refuses foreign keys before the work starts, writes everything at its end.
+    """Collects what one call writes, refuses foreign keys before the work, and writes everything at the end.
 
     Parameters
     ----------
     adata
         Where to write.
     function
-        Public name of the caller, kept in ``uns[key]["params"]["function"]``.
+        Public name of the caller, recorded in ``uns[key]["params"]["function"]``.
     key
-        The `uns` key of the record. What an earlier call of the same function recorded there as written by it may be
-        replaced, and goes if it is not.
+        Key of the record in `uns`. Keys that an earlier record of the same function names as its own are replaced, or
+        deleted if this call does not write them.
     keys
-        ``(attribute, key)`` of everything that may be written besides.
+        ``(attribute, key)`` of everything else that may be written.
+
+    Raises
+    ------
+    ValueError
+        If a key cannot be stored in h5ad and zarr, or exists and was not written by `function`.
     """
 
     def __init__(self, adata: AnnData, *, function: str, key: str, keys: Sequence[tuple[str, str]]) -> None:
         self._adata, self._function, self._key = adata, function, key
         self._values: dict[tuple[str, str], Any] = {}
         self._started = perf_counter()
+        for attribute, name in [("uns", key), *keys]:
+            problem = _name_problem(name)
+            if attribute in {"obs", "var"} and name == getattr(adata, attribute).index.name:
+                problem = "it is the name of the index"
+            if problem is not None:
+                msg = f"adata.{attribute}[{name!r}] cannot be written: {problem}. Choose another key_added."
+                raise ValueError(msg)
         record = adata.uns.get(key)
         self._replaces = written_by(adata, key) == function
         earlier = [str(name).partition(":") for name in record["written"]] if self._replaces else []
@@ -60,20 +76,27 @@ class Results:
             raise ValueError(msg)
 
     def add(self, attribute: str, name: str, value: Any) -> None:
-        """Remember one value for :meth:`write`."""
+        """Keep one value for :meth:`write`.
+
+        A table in `obsm` or `varm` becomes an array if the names of the cells or genes are no text: anndata could not
+        read the table back.
+        """
+        if attribute in {"obsm", "varm"} and isinstance(value, pd.DataFrame):
+            names = self._adata.obs_names if attribute == "obsm" else self._adata.var_names
+            value = value if names.inferred_type == "string" else _as_array(value)
         self._values[attribute, name] = value
 
     def write(self, record: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-        """Put everything into the AnnData; what an earlier call left and this one does not write goes."""
+        """Write the values, the record and its parameters, and delete what an earlier call alone wrote."""
         from .. import __version__
 
         with warnings.catch_warnings():
-            # Writing to a view makes it an actual AnnData, which is what the caller asked for.
+            # Writing to a view copies it, as the caller asked for.
             warnings.simplefilter("ignore", ImplicitModificationWarning)
             for (attribute, name), value in self._values.items():
                 getattr(self._adata, attribute)[name] = value
             self._adata.uns[self._key] = {
-                **record,
+                **{name: _with_text_names(value) for name, value in record.items()},
                 "written": np.array([f"{attribute}:{name}" for attribute, name in self._values], dtype=str),
                 "params": storable({"function": self._function, "version": __version__, **params}),
             }
@@ -91,15 +114,46 @@ class Results:
 
 
 def check_keys(*keys: str, **named: str) -> None:
-    """The keys that one call writes or reads must be usable and different from each other."""
+    """Check the keys of one call: those it reads are text, those it writes (by argument) can be stored and differ."""
+    for key in keys:
+        check_key("A key", key)
     for name, key in named.items():
-        if not isinstance(key, str) or not key or "/" in key:
-            msg = f"{name}={key!r} is not allowed: a non-empty string without '/'."
+        problem = _name_problem(check_key(name, key))
+        if problem is not None:
+            msg = f"{name}={key!r} is not allowed: {problem}."
             raise ValueError(msg)
         others = [*keys, *(other for label, other in named.items() if label != name)]
         if key in others:
             msg = f"{name}={key!r} is taken: it has to differ from the other keys of this call."
             raise ValueError(msg)
+
+
+def _name_problem(name: str) -> str | None:
+    """Why h5ad or zarr cannot hold a key, in words; None if both can."""
+    if name in RESERVED_NAMES:
+        return f"h5ad and zarr reserve {sorted(RESERVED_NAMES)}"
+    if {"/", "\\", "\0"} & set(name):
+        return "slashes, backslashes and NUL cannot be part of a name in h5ad and zarr"
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "it is not valid Unicode"
+    return f"it has {size} bytes, allowed are {MAX_NAME_BYTES}" if size > MAX_NAME_BYTES else None
+
+
+def _as_array(table: pd.DataFrame) -> np.ndarray:
+    """The values of a table of numbers or of categories, the latter as text."""
+    numeric = all(pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes)
+    return table.to_numpy() if numeric else table.astype(str).to_numpy(dtype=object)
+
+
+def _with_text_names(value: Any) -> Any:
+    """A table with names that h5ad and zarr can hold; anything else as it is."""
+    if not isinstance(value, pd.DataFrame):
+        return value
+    named = value.set_axis(value.index.astype(str), axis=0).set_axis(value.columns.astype(str), axis=1)
+    # An index that is called like a column is refused.
+    return named.rename_axis(index=None) if named.index.name in named.columns else named
 
 
 def written_by(adata: AnnData, key: str) -> str | None:
@@ -111,17 +165,23 @@ def written_by(adata: AnnData, key: str) -> str | None:
 
 
 def storable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that h5ad and zarr can hold: no None."""
-    return {key: value for key, value in values.items() if value is not None}
+    """Parameters as h5ad and zarr can hold them: without None, integers of more than 64 bits as text."""
+    return {
+        key: str(value) if isinstance(value, int) and abs(value) > MAX_INT64 else value
+        for key, value in values.items()
+        if value is not None
+    }
 
 
 def column_names(clusters: Sequence[str]) -> list[str]:
-    """Cluster names usable as DataFrame columns in h5ad and zarr, where '/' separates groups."""
+    """Distinct column names for clusters that h5ad and zarr can hold."""
     names: list[str] = []
     for cluster in clusters:
-        printable = "".join(letter if letter.isprintable() else "?" for letter in str(cluster).replace("/", "|"))
-        name = printable.strip().encode()[:LONGEST_COLUMN].decode(errors="ignore") or "unnamed"
-        while name in names or name in {"_index", "index", ".", ".."}:
+        printable = "".join(
+            letter if letter.isprintable() else "?" for letter in str(cluster).replace("/", "|").replace("\\", "|")
+        )
+        name = printable.strip().encode()[:MAX_COLUMN_BYTES].decode(errors="ignore") or "unnamed"
+        while name in names or name == "index" or name in RESERVED_NAMES:
             name += "_"
         names.append(name)
     return names
@@ -129,10 +189,13 @@ def column_names(clusters: Sequence[str]) -> list[str]:
 
 def cluster_codes(adata: AnnData, cluster_key: str, *, caller: str) -> tuple[np.ndarray, list[str]]:
     """Cluster of every cell as int codes (-1 for missing) and the names of the clusters that have cells."""
-    if cluster_key not in adata.obs:
+    if check_key("cluster_key", cluster_key) not in adata.obs:
         msg = f"cluster_key={cluster_key!r} is not in adata.obs. Available: {list(adata.obs.columns)}."
         raise KeyError(msg)
     column = adata.obs[cluster_key]
+    if isinstance(column, pd.DataFrame):
+        msg = f"adata.obs has {column.shape[1]} columns named {cluster_key!r}; rename or drop all but one."
+        raise ValueError(msg)  # noqa: TRY004 - not the type of an argument
     if pd.api.types.is_float_dtype(column) and not (column.dropna() % 1 == 0).all():
         msg = f"adata.obs[{cluster_key!r}] holds fractions, which are no clusters."
         raise ValueError(msg)

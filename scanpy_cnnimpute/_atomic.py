@@ -1,0 +1,39 @@
+"""Replace a file or folder as a whole: an error or interrupt leaves the old one or the new one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def temporary_folder(target: Path) -> Path:
+    """Create a folder beside the target, so that a rename stays within one file system."""
+    return Path(tempfile.mkdtemp(prefix=".scanpy-cnnimpute-", dir=target.parent))
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a path to write to, and rename it to the target at the end.
+
+    A file is replaced in one step. A folder takes two renames: an error or interrupt between them puts the old folder
+    back, and if that fails as well, the old folder stays beside the target.
+    """
+    folder = temporary_folder(target)
+    new, old = folder / "new", folder / "old"
+    try:
+        yield new
+        if target.is_dir():
+            target.rename(old)
+            new.rename(target)
+        else:
+            new.replace(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(folder)
