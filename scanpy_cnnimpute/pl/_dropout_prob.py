@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import get
 from .._anndata.counts import get_counts
-from .._anndata.models import FUNCTION
+from .._anndata.models import DROPOUT_FUNCTION
 from ._figure import LIGHT_GREY, add_colorbar, check_gene, finish, get_axes, stored_result
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def dropout_prob(
     >>> scnn.pl.dropout_prob(adata, gene=adata.var_names[0], basis="cnn_pca", show=False).get_xlabel()
     'cnn_pca1'
     """
-    record = stored_result(adata, key, function=FUNCTION)
+    record = stored_result(adata, key, function=DROPOUT_FUNCTION)
     check_gene(adata, gene)
     name = basis.removeprefix("X_")
     coordinates = next((adata.obsm[there] for there in (basis, f"X_{name}") if there in adata.obsm), None)

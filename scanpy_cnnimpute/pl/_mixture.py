@@ -8,8 +8,10 @@ import numpy as np
 from scipy import stats
 
 from .._anndata.counts import get_counts
-from .._anndata.models import FUNCTION, check_unchanged, load_model, require_model
-from ..dropout import STATUSES, ZERO, GammaNormalMixture, gamma_normal_posterior, log10_cpm
+from .._anndata.fingerprint import check_fingerprint
+from .._anndata.models import DROPOUT_FUNCTION, load_dropout_model, require_dropout_model
+from ..dropout.gamma_normal import GammaNormalModel, gamma_normal_posterior, log10_cpm
+from ..dropout.gamma_normal.model import STATUSES, ZERO
 from ._figure import BLUE, LIGHT_GREY, ORANGE, check_gene, finish, get_axes, stored_result
 
 if TYPE_CHECKING:
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from matplotlib.axes import Axes
-
-    from .._anndata.models import StoredModel
 
 N_BINS = 40
 N_POINTS = 2000
@@ -79,30 +79,30 @@ def mixture(
     >>> scnn.pl.mixture(adata, gene=adata.var_names[1], cluster="A549", show=False).get_xlabel()
     'log10(CPM + 1.01)'
     """
-    record = stored_result(adata, key, function=FUNCTION)
-    require_model(adata, key)
+    record = stored_result(adata, key, function=DROPOUT_FUNCTION)
+    require_dropout_model(adata, key)
     check_gene(adata, gene)
     layer = record["params"].get("layer")
     part = adata[:, [gene]]
-    stored = load_model(part, key)
-    model = stored.model
-    if not isinstance(model, GammaNormalMixture):
+    model, described = load_dropout_model(part, key)
+    if not isinstance(model, GammaNormalModel):
         msg = (
             f"The dropout model {key!r} is {record['params']['model']!r}, which is no mixture. "
             "Run scnn.pp.dropout_prob with model='gamma_normal' and another key_added; "
             "scnn.pl.reliability and scnn.pl.dropout_prob show a calibrated model."
         )
         raise ValueError(msg)  # noqa: TRY004
-    check_unchanged(adata, key, get_counts(adata, layer, caller="pl.mixture", integers=False))
+    check_fingerprint(adata, key, get_counts(adata, layer, caller="pl.mixture", integers=False))
+    names, codes = model.names.tolist(), described.cluster
     reasons = [STATUSES[code] for code in model.status[0]]
-    position = _cluster(stored, reasons, gene, cluster)
-    cells = np.flatnonzero(stored.clusters == position)
+    position = _cluster(model, codes, reasons, gene, cluster)
+    cells = np.flatnonzero(codes == position)
     if not cells.size:
-        there = sorted({stored.names[code] for code in stored.clusters if code >= 0})
-        msg = f"No cell of cluster {stored.names[position]!r} is left. Clusters with cells: {there}."
+        there = sorted({names[code] for code in codes if code >= 0})
+        msg = f"No cell of cluster {names[position]!r} is left. Clusters with cells: {there}."
         raise ValueError(msg)
     counts = get_counts(part, layer, caller="pl.mixture", integers=False)[cells].toarray().ravel()
-    x = log10_cpm(counts.astype(np.float64), stored.library_size[cells])
+    x = log10_cpm(counts.astype(np.float64), described.library_size[cells])
     parameters = model.parameters[0, position]
     rate, alpha, beta, mu, sigma = parameters
     curve = np.linspace(ZERO, 1.05 * max(x.max(), mu + 2 * sigma), N_POINTS)
@@ -120,7 +120,7 @@ def mixture(
     axes.plot(curve, normal, color=ORANGE, label=f"expressed (normal, {1 - rate:.0%})")
     # A gamma distribution that describes the zeros alone is a needle, which would hide all else.
     axes.set_ylim(0, 1.5 * heights.max())
-    axes.set(xlabel="log10(CPM + 1.01)", ylabel="cells", title=f"{gene} in {stored.names[position]}")
+    axes.set(xlabel="log10(CPM + 1.01)", ylabel="cells", title=f"{gene} in {names[position]}")
     probability = axes.twinx()
     probability.grid(visible=False)
     posterior = gamma_normal_posterior(curve, parameters)
@@ -134,20 +134,21 @@ def mixture(
     return finish(axes, given=ax, show=show, save=save)
 
 
-def _cluster(stored: StoredModel, reasons: list[str], gene: str, cluster: str | None) -> int:
+def _cluster(model: GammaNormalModel, codes: np.ndarray, reasons: list[str], gene: str, cluster: str | None) -> int:
     """Position of the cluster that is asked for, or of the largest in which the gene is modelled."""
+    names = model.names.tolist()
     if cluster is None:
-        sizes = np.bincount(stored.clusters[stored.clusters >= 0], minlength=len(stored.names))
-        sizes[~stored.modelled[0]] = 0
+        sizes = np.bincount(codes[codes >= 0], minlength=len(names))
+        sizes[~model.modelled[0]] = 0
         if not sizes.any():
-            msg = f"gene={gene!r} is not modelled in any cluster: {dict(zip(stored.names, reasons, strict=True))}."
+            msg = f"gene={gene!r} is not modelled in any cluster: {dict(zip(names, reasons, strict=True))}."
             raise ValueError(msg)
         return int(sizes.argmax())
-    if cluster not in stored.names:
-        msg = f"cluster={cluster!r} is not known. Available: {stored.names}."
+    if cluster not in names:
+        msg = f"cluster={cluster!r} is not known. Available: {names}."
         raise KeyError(msg)
-    position = stored.names.index(cluster)
-    if not stored.modelled[0, position]:
+    position = names.index(cluster)
+    if not model.modelled[0, position]:
         msg = f"gene={gene!r} is not modelled in cluster {cluster!r}: {reasons[position]}."
         raise ValueError(msg)
     return position

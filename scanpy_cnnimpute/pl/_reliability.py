@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
 
-from .._anndata.models import FUNCTION
+from .._anndata.models import DROPOUT_FUNCTION
 from ._figure import BLUE, GREY, LIGHT_GREY, finish, get_axes, stored_result
 
 if TYPE_CHECKING:
@@ -63,11 +62,11 @@ def reliability(
     --------
     >>> import scanpy_cnnimpute as scnn
     >>> adata = scnn.datasets.five_cell_lines()[:, :500].copy()
-    >>> scnn.pp.dropout_prob(adata, cluster_key="cell_line")
+    >>> scnn.pp.dropout_prob(adata)
     >>> scnn.pl.reliability(adata, show=False).get_xlabel()
     'stated dropout probability'
     """
-    record = stored_result(adata, key, function=FUNCTION)
+    record = stored_result(adata, key, function=DROPOUT_FUNCTION)
     if "reliability" not in record:
         msg = (
             f"The dropout model {key!r} is {record['params']['model']!r}, which has no reliability curve. "
@@ -104,11 +103,9 @@ def reliability(
 
 
 def _interval(share: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Distances of the shares from the ends of their intervals, as Matplotlib wants them."""
-    ends = []
-    for observed, size in zip(share, n.astype(int), strict=True):
-        test = stats.binomtest(round(observed * size), size)
-        ends.append(test.proportion_ci(method="wilson"))
-    low, high = np.transpose(ends)
+    """Distances of the shares from the ends of their 95 % intervals, ``(2, n_bins)`` as Matplotlib takes them."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(np.rint(share * n), n, method="wilson")
     # Rounding may put the end of an interval past a share of 0 or 1.
     return np.maximum([share - low, high - share], 0)
