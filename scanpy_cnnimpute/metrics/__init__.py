@@ -1,4 +1,4 @@
-"""Pure metrics on arrays, and what they compare with."""
+"""Metrics of arrays, tests that hold counts out, and simple methods to compare with."""
 
 from __future__ import annotations
 

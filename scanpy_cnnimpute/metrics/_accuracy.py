@@ -1,4 +1,4 @@
-"""How close estimates are to a truth that was held out."""
+"""Accuracy of estimates against held-out values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def _pair(truth: ArrayLike, estimate: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     truth, estimate = np.asarray(truth, dtype=np.float64), np.asarray(estimate, dtype=np.float64)
     if truth.shape != estimate.shape or truth.size == 0:
-        msg = f"truth and estimate must have one shape and not be empty, got {truth.shape} and {estimate.shape}."
+        msg = f"truth and estimate must have the same shape and not be empty, got {truth.shape} and {estimate.shape}."
         raise ValueError(msg)
     return truth, estimate
 
@@ -25,7 +25,7 @@ def mse(truth: ArrayLike, estimate: ArrayLike) -> float:
     Parameters
     ----------
     truth, estimate
-        Values of one shape; the paper compares log1p(counts) at masked entries.
+        Values of the same shape. The paper compares log1p(counts) at the masked entries.
 
     Returns
     -------
@@ -34,7 +34,7 @@ def mse(truth: ArrayLike, estimate: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        Unless both have one, non-empty shape.
+        If the shapes differ or are empty.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def pcc(truth: ArrayLike, estimate: ArrayLike) -> float:
     Parameters
     ----------
     truth, estimate
-        Values of one shape.
+        Values of the same shape.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def pcc(truth: ArrayLike, estimate: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        Unless both have one, non-empty shape.
+        If the shapes differ or are empty.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def pcc(truth: ArrayLike, estimate: ArrayLike) -> float:
 
 
 def gene_pcc(truth: ArrayLike, estimate: ArrayLike, genes: ArrayLike, *, min_entries: int = 3) -> float:
-    """Median over the genes of the Pearson correlation within a gene; 1 is best.
+    """Median over genes of the Pearson correlation within the gene; 1 is best.
 
     Parameters
     ----------
@@ -84,17 +84,17 @@ def gene_pcc(truth: ArrayLike, estimate: ArrayLike, genes: ArrayLike, *, min_ent
     genes
         Gene of each value.
     min_entries
-        Genes with fewer values are left out.
+        Genes with fewer values are left out. Default: 3, because two values always correlate perfectly.
 
     Returns
     -------
-    A float in [-1, 1]; a gene whose estimate is constant counts as 0, one whose truth is constant is left out; NaN
-    if no gene is left.
+    A float in [-1, 1]; NaN if no gene is left. A gene with a constant estimate counts as 0. A gene with a constant
+    truth is left out.
 
     Raises
     ------
     ValueError
-        Unless all three are vectors of one, positive length.
+        If the three are not vectors of the same, positive length.
 
     Examples
     --------
@@ -121,24 +121,24 @@ def gene_pcc(truth: ArrayLike, estimate: ArrayLike, genes: ArrayLike, *, min_ent
 
 
 def poisson_deviance(observed: ArrayLike, expected: ArrayLike) -> float:
-    """Mean Poisson deviance of observed counts from their expectations; 0 is best.
+    """Mean Poisson deviance of observed counts from expected counts; 0 is best.
 
     Parameters
     ----------
     observed
-        Counts, as held out.
+        Held-out counts.
     expected
         Predicted means, of the same shape.
 
     Returns
     -------
-    A float: the mean of ``2 (y log(y / mu) - y + mu)`` for observed y and expected mu; infinite where a count was
-    observed but none expected.
+    A float: the mean of ``2 (y log(y / mu) - y + mu)`` for observed y and expected mu. It is infinite if a positive
+    count has expectation 0.
 
     Raises
     ------
     ValueError
-        Unless both have one, non-empty shape and are not negative.
+        If the shapes differ or are empty, or a value is negative.
 
     Examples
     --------

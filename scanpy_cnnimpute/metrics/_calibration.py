@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say."""
+"""Discrimination and calibration of stated probabilities."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from .._checks import check_number
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+N_BINS = 20  # of a reliability curve: bins 5 % wide, enough cases in each at the sizes of single-cell data
 
 
 def _pair(truth: ArrayLike, probability: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -26,23 +30,23 @@ def _pair(truth: ArrayLike, probability: ArrayLike) -> tuple[np.ndarray, np.ndar
 
 
 def auroc(truth: ArrayLike, probability: ArrayLike) -> float:
-    """Area under the ROC curve: how often a true case has the higher probability than a false one; 1 is best.
+    """Area under the ROC curve: probability that a true case is ranked above a false one; 1 is best.
 
     Parameters
     ----------
     truth
-        Whether each case is true.
+        Outcome of each case, true or false.
     probability
-        Stated probabilities of the same size.
+        Stated probability of each case.
 
     Returns
     -------
-    A float in [0, 1], 0.5 for probabilities that tell nothing; NaN if all cases are alike.
+    A float in [0, 1], 0.5 for uninformative probabilities; NaN if all cases have the same outcome.
 
     Raises
     ------
     ValueError
-        For sizes that differ, no cases, and values that are no truth or no probability.
+        If the sizes differ, there are no cases, an outcome is not 0 or 1, or a probability is outside [0, 1].
 
     Examples
     --------
@@ -56,23 +60,23 @@ def auroc(truth: ArrayLike, probability: ArrayLike) -> float:
 
 
 def brier_score(truth: ArrayLike, probability: ArrayLike) -> float:
-    """Mean squared difference of probability and outcome; 0 is best.
+    """Mean squared difference between stated probability and outcome; 0 is best.
 
     Parameters
     ----------
     truth
-        Whether each case is true.
+        Outcome of each case, true or false.
     probability
-        Stated probabilities of the same size.
+        Stated probability of each case.
 
     Returns
     -------
-    A float in [0, 1]. The best constant, the share q of true cases, has ``q (1 - q)``.
+    A float in [0, 1]. The best constant probability is the share q of true cases; it scores ``q (1 - q)``.
 
     Raises
     ------
     ValueError
-        For sizes that differ, no cases, and values that are no truth or no probability.
+        If the sizes differ, there are no cases, an outcome is not 0 or 1, or a probability is outside [0, 1].
 
     Examples
     --------
@@ -83,32 +87,34 @@ def brier_score(truth: ArrayLike, probability: ArrayLike) -> float:
     return float(np.mean((true - stated) ** 2))
 
 
-def reliability_curve(truth: ArrayLike, probability: ArrayLike, *, n_bins: int = 20) -> pd.DataFrame:
-    """Stated probability against the observed share of true cases, in bins of equal width.
+def reliability_curve(truth: ArrayLike, probability: ArrayLike, *, n_bins: int = N_BINS) -> pd.DataFrame:
+    """Mean stated probability and observed share of true cases, in bins of equal width.
 
     Parameters
     ----------
     truth
-        Whether each case is true.
+        Outcome of each case, true or false.
     probability
-        Stated probabilities of the same size.
+        Stated probability of each case.
     n_bins
         Number of bins between 0 and 1.
 
     Returns
     -------
-    DataFrame with a row for each bin that has cases: ``probability`` (mean stated), ``share`` (of true cases), ``n``.
+    DataFrame with one row for each bin that has cases: ``probability`` (mean stated probability), ``share`` (of true
+    cases) and ``n`` (number of cases).
 
     Raises
     ------
     ValueError
-        For sizes that differ, no cases, and values that are no truth or no probability.
+        If the sizes differ, there are no cases, an outcome is not 0 or 1, or a probability is outside [0, 1].
 
     Examples
     --------
     >>> reliability_curve([False, True, True], [0.1, 0.9, 0.9], n_bins=2)["share"].tolist()
     [0.0, 1.0]
     """
+    check_number("n_bins", n_bins, int, 1)
     true, stated = _pair(truth, probability)
     bins = np.minimum((stated * n_bins).astype(np.int64), n_bins - 1)
     n = np.bincount(bins, minlength=n_bins)
@@ -118,26 +124,26 @@ def reliability_curve(truth: ArrayLike, probability: ArrayLike, *, n_bins: int =
     return pd.DataFrame({"probability": mean, "share": share, "n": n[used]})
 
 
-def expected_calibration_error(truth: ArrayLike, probability: ArrayLike, *, n_bins: int = 20) -> float:
-    """Mean distance between stated probability and observed share, over bins weighted by their cases; 0 is best.
+def expected_calibration_error(truth: ArrayLike, probability: ArrayLike, *, n_bins: int = N_BINS) -> float:
+    """Mean absolute difference between stated probability and observed share, over the cases; 0 is best.
 
     Parameters
     ----------
     truth
-        Whether each case is true.
+        Outcome of each case, true or false.
     probability
-        Stated probabilities of the same size.
+        Stated probability of each case.
     n_bins
-        Number of bins of equal width.
+        Number of bins of equal width between 0 and 1.
 
     Returns
     -------
-    A float in [0, 1].
+    A float in [0, 1]: the absolute difference in each bin of :func:`reliability_curve`, weighted by its cases.
 
     Raises
     ------
     ValueError
-        For sizes that differ, no cases, and values that are no truth or no probability.
+        If the sizes differ, there are no cases, an outcome is not 0 or 1, or a probability is outside [0, 1].
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How well clusters agree with known cell types."""
+"""Agreement of clusters with known cell types."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _contingency(labels: ArrayLike, clusters: ArrayLike) -> np.ndarray:
 
 
 def purity(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """Share of cells that carry the most frequent label of their cluster; 1 is best.
+    """Share of cells with the most frequent label of their cluster; 1 is best.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def purity(labels: ArrayLike, clusters: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        Unless both are vectors of one, positive length.
+        If the two are not vectors of the same, positive length.
 
     Notes
     -----
@@ -52,7 +52,7 @@ def purity(labels: ArrayLike, clusters: ArrayLike) -> float:
 
 
 def entropy(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """Mean entropy of the labels within the clusters, in units of its maximum; 0 is best.
+    """Mean entropy of the labels within clusters, relative to its maximum; 0 is best.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def entropy(labels: ArrayLike, clusters: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        Unless both are vectors of one, positive length.
+        If the two are not vectors of the same, positive length.
 
     Notes
     -----
@@ -88,7 +88,7 @@ def entropy(labels: ArrayLike, clusters: ArrayLike) -> float:
 
 
 def adjusted_rand_index(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """Agreement of two partitions on pairs of cells, corrected for chance; 1 is best, 0 what chance gives.
+    """Adjusted Rand index: agreement on pairs of cells, corrected for chance; 1 is best, 0 is expected by chance.
 
     Parameters
     ----------
@@ -102,13 +102,13 @@ def adjusted_rand_index(labels: ArrayLike, clusters: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        Unless both are vectors of one, positive length.
+        If the two are not vectors of the same, positive length.
 
     Notes
     -----
-    ``(RI - E[RI]) / (max RI - E[RI])``. What the paper prints as RI,
-    ``2 (TP TN - FP FN) / ((TP + FN)(FN + TN) + (TP + FP)(FP + TN))``, already is this adjusted index in pair counts,
-    and what it prints as E[RI] is 1 - E[RI]; inserting the two again would correct twice.
+    ``(RI - E[RI]) / (max RI - E[RI])``. The paper prints as RI
+    ``2 (TP TN - FP FN) / ((TP + FN)(FN + TN) + (TP + FP)(FP + TN))``, which is the adjusted index already, and as E[RI]
+    it prints 1 - E[RI]. Combining the two as printed would correct for chance twice.
 
     Examples
     --------
@@ -122,7 +122,7 @@ def adjusted_rand_index(labels: ArrayLike, clusters: ArrayLike) -> float:
 
 
 def normalized_mutual_information(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """Mutual information of labels and clusters over the mean of their entropies; 1 is best.
+    """Mutual information of labels and clusters, divided by the mean of their entropies; 1 is best.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def normalized_mutual_information(labels: ArrayLike, clusters: ArrayLike) -> flo
     Raises
     ------
     ValueError
-        Unless both are vectors of one, positive length.
+        If the two are not vectors of the same, positive length.
 
     Examples
     --------

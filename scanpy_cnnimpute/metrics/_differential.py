@@ -1,4 +1,4 @@
-"""How well fold changes agree with those of a reference."""
+"""Agreement of fold changes with those of a reference."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 
 def normalized_euclidean_distance(truth: ArrayLike, estimate: ArrayLike) -> float:
-    """Variance of the differences over the sum of the variances, halved; 0 is best.
+    """Normalised Euclidean distance: half the variance of the differences over the sum of the variances; 0 is best.
 
     Parameters
     ----------
     truth, estimate
-        Values of one shape.
+        Values of the same shape.
 
     Returns
     -------
-    A float in [0, 1]: 0 if the two differ by a constant, 0.5 if they are uncorrelated, 1 if one is minus the other;
-    NaN if both are constant.
+    A float in [0, 1]: 0 if the two differ by a constant, 0.5 if they are uncorrelated, 1 if one is the negative of the
+    other; NaN if both are constant.
 
     Raises
     ------
     ValueError
-        Unless both have one, non-empty shape.
+        If the shapes differ or are empty.
 
     Notes
     -----
@@ -47,30 +47,31 @@ def normalized_euclidean_distance(truth: ArrayLike, estimate: ArrayLike) -> floa
 def de_overlap(
     reference_lfc: ArrayLike, lfc: ArrayLike, *, n_reference: int = 300, n: int = 900
 ) -> dict[str, float | int]:
-    """Genes with the largest fold changes in both of two analyses, and how well those fold changes agree.
+    """Number of genes with the largest fold changes in two analyses, and the agreement of their fold changes.
 
     Parameters
     ----------
     reference_lfc, lfc
-        Log fold change of each gene, of the reference and of the analysis to judge; NaN where it is not significant.
+        Log fold change of each gene in the reference and in the analysis to judge; NaN where it is not significant.
     n_reference, n
-        How many genes of each, by absolute log fold change, are compared; all significant ones if they are fewer.
+        Number of genes of each that are compared, those with the largest absolute log fold change; all significant
+        genes if there are fewer. Defaults: those of the paper.
 
     Returns
     -------
-    Dict with ``n_common``, the number of genes among the first of both, and of these ``up`` and ``down``, the numbers
-    with positive and with negative log fold change in both, and ``pcc`` (1 is best), ``mse`` and ``ned`` (normalised
-    Euclidean distance; 0 is best) of the log fold changes; NaN where they are too few.
+    Dict with ``n_common``, the number of genes in both selections; ``up`` and ``down``, the numbers of those with
+    positive and with negative log fold change in both; and of the log fold changes of the common genes ``pcc`` (1 is
+    best), ``mse`` and ``ned`` (normalised Euclidean distance; 0 is best), NaN if there are too few genes.
 
     Raises
     ------
     ValueError
-        Unless both are vectors of one length without infinite values, and `n_reference` and `n` are at least 1.
+        If the two are not vectors of the same length, a value is infinite, or `n_reference` or `n` is below 1.
 
     Notes
     -----
-    The paper, figure 5C. Genes with opposite signs count in ``n_common`` and in the scores. Of equal fold changes the
-    first genes are taken.
+    The paper, figure 5C. Genes with opposite signs count in ``n_common`` and in the scores. Ties are broken by the
+    order of the genes.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How unequally a gene is expressed across the cells."""
+"""Gini coefficients of the expression of genes across cells."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 
 
 def gini(values: Any) -> float | np.ndarray:
-    """Gini coefficient of every gene; 0 if all cells express it alike, near 1 if one cell has everything.
+    """Gini coefficient of each gene; 0 for equal expression in all cells, near 1 for expression in one cell only.
 
     Parameters
     ----------
     values
-        Non-negative expression of one gene, or ``(n_cells, n_genes)``, dense or sparse.
+        Non-negative expression: a vector for one gene, or ``(n_cells, n_genes)``, dense or sparse.
 
     Returns
     -------
-    A float for one gene, else a float64 array with one value per gene, in [0, 1 - 1 / n_cells]; NaN for a gene that
-    no cell expresses.
+    A float for one gene, else a ``(n_genes,)`` float64 array. Values are in [0, 1 - 1 / n_cells], and NaN for a gene
+    that no cell expresses.
 
     Raises
     ------
     ValueError
-        For no cells, and for values that are negative, NaN or infinite.
+        If there are no cells, or a value is negative, NaN or infinite.
 
     Notes
     -----
-    ``sum_ij |x_i - x_j| / (2 N^2 mean(x))`` over the N cells (the paper, "RNA FISH validation"). With the values in
-    ascending order that is ``sum_i (2 i - N - 1) x_i / (N sum_i x_i)``, where zeros contribute nothing. A common factor
-    changes nothing. Agreement with another technique is :func:`~scanpy_cnnimpute.metrics.mse` and
-    :func:`~scanpy_cnnimpute.metrics.pcc` of the two coefficients over the genes.
+    ``sum_ij |x_i - x_j| / (2 N^2 mean(x))`` over the N cells (the paper, "RNA FISH validation"). For values in
+    ascending order this equals ``sum_i (2 i - N - 1) x_i / (N sum_i x_i)``, to which zeros contribute nothing. The
+    coefficient does not depend on the unit of the values. To compare two techniques, take
+    :func:`~scanpy_cnnimpute.metrics.mse` and :func:`~scanpy_cnnimpute.metrics.pcc` of their coefficients over genes.
 
     Examples
     --------
@@ -58,10 +58,10 @@ def gini(values: Any) -> float | np.ndarray:
     for gene, (start, stop) in enumerate(pairwise(columns.indptr)):
         if stop > start:
             ascending = np.sort(columns.data[start:stop].astype(np.float64))
-            # The zeros come first, so the non-zeros have the last ranks.
+            # Zeros have the first ranks.
             rank = np.arange(n_cells - ascending.size + 1, n_cells + 1)
             coefficient = (2 * rank - n_cells - 1) @ ascending / (n_cells * ascending.sum())
-            # Constant values can come out a rounding error below 0.
+            # Rounding can put constant values below 0.
             coefficients[gene] = max(coefficient, 0.0)
     return float(coefficients[0]) if table.ndim == 1 else coefficients
 
@@ -69,7 +69,7 @@ def gini(values: Any) -> float | np.ndarray:
 def housekeeping_normalize(
     counts: Any, housekeeping: ArrayLike, *, lower: float = 0.2, upper: float = 0.8
 ) -> tuple[Any, np.ndarray]:
-    """Drop the cells with extreme housekeeping expression and bring the others to the same housekeeping expression.
+    """Drop cells with extreme housekeeping expression and scale the others to equal housekeeping expression.
 
     Parameters
     ----------
@@ -78,23 +78,25 @@ def housekeeping_normalize(
     housekeeping
         Expression of the housekeeping gene in each cell.
     lower, upper
-        Quantiles of `housekeeping`; the cells at or below `lower`, and at or above `upper`, are dropped.
+        Quantiles of `housekeeping`. Cells at or below `lower` and cells at or above `upper` are dropped.
 
     Returns
     -------
-    The rescaled counts of the kept cells, in float64, dense or a CSR array like the input, and the mask of kept cells.
+    Scaled counts of the kept cells, float64, dense or a CSR array as the input is, and a boolean mask of the kept
+    cells.
 
     Raises
     ------
     ValueError
-        If `housekeeping` is no vector of non-negative values, one for each cell, or no cell is left.
+        If `housekeeping` is not a vector of one non-negative value for each cell, the quantiles are not in order, or no
+        cell is left.
 
     Notes
     -----
     Each kept cell is multiplied by ``mean(housekeeping) / housekeeping`` (the paper, "RNA FISH validation"). The mean
-    is over the kept cells, as the text of the paper has the order: first outliers go, then the others are rescaled.
-    It is a common factor, which no Gini coefficient notices. Kept cells lie above a quantile of values that are not
-    negative, so none has zero.
+    is over the kept cells: the paper removes outliers first and scales then. The mean is a common factor and does not
+    change Gini coefficients. Kept cells lie above a quantile of non-negative values, so their housekeeping expression
+    is positive.
 
     Examples
     --------
@@ -115,7 +117,7 @@ def housekeeping_normalize(
         msg = f"lower={lower!r}, upper={upper!r} is not allowed: 0 <= lower < upper <= 1."
         raise ValueError(msg)
     if not (np.isfinite(expression).all() and (expression >= 0).all()):
-        msg = "housekeeping has values that are negative, NaN or infinite; expression is neither."
+        msg = "housekeeping has values that are negative, NaN or infinite; expression is a finite number from 0."
         raise ValueError(msg)
     low, high = np.quantile(expression, [lower, upper]) if expression.size else (np.nan, np.nan)
     kept = (expression > low) & (expression < high)

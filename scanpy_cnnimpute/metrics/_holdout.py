@@ -1,4 +1,4 @@
-"""Hold out part of a count matrix: masked entries, thinned molecules, split molecules."""
+"""Hold out part of a count matrix: mask entries, thin or split molecules."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .._matrix import is_integer, to_csr, values_problem
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedCounts:
-    """Counts of which some non-zeros were set to zero.
+    """Counts with some non-zeros set to zero.
 
     Attributes
     ----------
     counts
-        ``(n_cells, n_kept_genes)`` CSR array, without the masked entries.
+        ``(n_cells, n_kept_genes)`` CSR array without the masked entries.
     genes
-        Columns of the data that were kept.
+        Positions of the kept genes in the data.
     rows, columns
-        Where the masked entries are in `counts`.
+        Positions of the masked entries in `counts`, in the order of rows.
     truth
-        Their values.
+        Counts of the masked entries before masking.
     """
 
     counts: sp.csr_array
@@ -37,27 +37,27 @@ class MaskedCounts:
 def mask_nonzeros(
     counts: Any, *, fraction: float = 0.1, min_detection: float = 0.5, random_state: int = 0
 ) -> MaskedCounts:
-    """Set a random share of the non-zeros of well detected genes to zero, as the paper does to measure accuracy.
+    """Set a random share of the non-zeros of well detected genes to zero: the accuracy test of the paper.
 
     Parameters
     ----------
     counts
         ``(n_cells, n_genes)`` counts, dense or sparse.
     fraction
-        Share of the non-zeros to mask (paper: 0.1).
+        Share of the non-zeros to mask. Default: that of the paper.
     min_detection
-        Genes seen in a smaller share of the cells are left out (paper: 0.5).
+        Genes detected in a smaller share of the cells are left out. Default: that of the paper.
     random_state
         Seed.
 
     Returns
     -------
-    The masked counts of the genes that are kept, and what was masked.
+    Masked counts of the kept genes, and the masked entries.
 
     Raises
     ------
     ValueError
-        If a share is not allowed or no entry is left to mask.
+        If a share is out of range or there is no entry to mask.
 
     Notes
     -----
@@ -79,7 +79,7 @@ def mask_nonzeros(
     kept = sp.csr_array(matrix[:, genes])
     n_masked = round(fraction * kept.nnz)
     if n_masked == 0:
-        msg = f"Nothing to mask: {genes.size} genes are seen in at least {min_detection:.0%} of the cells."
+        msg = f"Nothing to mask: {genes.size} genes are detected in at least {min_detection:.0%} of the cells."
         raise ValueError(msg)
     chosen = np.sort(np.random.default_rng(random_state).choice(kept.nnz, size=n_masked, replace=False))
     rows = np.searchsorted(kept.indptr, chosen, side="right") - 1
@@ -92,7 +92,7 @@ def mask_nonzeros(
 
 
 def thin_counts(counts: Any, *, capture_efficiency: float, random_state: int = 0) -> sp.csr_array:
-    """Keep each molecule with a given probability.
+    """Keep each molecule with a given probability, as a shallower sequencing run would.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def thin_counts(counts: Any, *, capture_efficiency: float, random_state: int = 0
     Raises
     ------
     ValueError
-        If the probability is not in (0, 1] or the counts are not whole numbers.
+        If the probability is not in (0, 1], or the counts are not whole numbers.
 
     Examples
     --------
@@ -138,14 +138,14 @@ def split_molecules(
     share
         Share of the molecules in the first set.
     capture_efficiency
-        Share of a cell's molecules that the counts hold. Two independent captures would share some of them; with
-        this given, the two sets do too. Default: so small that they share none.
+        Share of the molecules of a cell that the counts hold. Two independent captures of the cell would share
+        molecules, and with this argument the two sets do. Default: they share none, the limit of a small share.
     random_state
         Seed.
 
     Returns
     -------
-    Two CSR arrays of the same shape and dtype. Together they hold every molecule, and in both are those drawn twice.
+    Two CSR arrays of the same shape and dtype. Each molecule is in at least one of them; shared molecules are in both.
 
     Raises
     ------
@@ -155,8 +155,8 @@ def split_molecules(
     Notes
     -----
     Molecular cross-validation with its overlap correction (Batson, Royer and Webber, bioRxiv 786269). With captures
-    of efficiency ``s c`` and ``q``, whose union is ``c``, ``q = c (1 - s) / (1 - s c)``; it is also the probability
-    that a molecule of the first set is in the second.
+    of efficiency ``s c`` and ``q`` whose union has efficiency ``c``, ``q = c (1 - s) / (1 - s c)``. This is also the
+    probability that a molecule of the first set is in the second.
 
     Examples
     --------
@@ -193,7 +193,7 @@ def _whole_counts(counts: Any) -> sp.csr_array:
 
 
 def _with_data(matrix: sp.csr_array, data: np.ndarray) -> sp.csr_array:
-    """The same entries with other values, without the zeros among them."""
+    """A copy of the matrix with other values at its non-zeros; new zeros are removed."""
     new = sp.csr_array((data.astype(matrix.dtype), matrix.indices.copy(), matrix.indptr.copy()), shape=matrix.shape)
     new.eliminate_zeros()
     return new

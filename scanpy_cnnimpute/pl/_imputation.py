@@ -1,4 +1,4 @@
-"""``pl.imputation``: the imputation beside simple methods."""
+"""``pl.imputation``: accuracy of the imputation and of simple methods."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ def imputation(
     show: bool | None = None,
     save: str | PathLike[str] | None = None,
 ) -> Axes | None:
-    """Plot a score of the imputation and of the simple methods beside it, the best on top.
+    """Plot a score of the imputation and of the simple methods, best method on top.
 
     Parameters
     ----------
     adata
         Annotated data after :func:`~scanpy_cnnimpute.tl.eval_imputation`.
     score
-        Column of its table. Default: the first, ``"deviance"`` for molecules, else ``"mse"``.
+        Score to plot, a column of the table of :func:`~scanpy_cnnimpute.tl.eval_imputation`. Default: the first one,
+        ``"deviance"`` for ``how="molecules"``, else ``"mse"``.
     key
         The `key_added` of :func:`~scanpy_cnnimpute.tl.eval_imputation`.
     ax
@@ -53,7 +54,7 @@ def imputation(
     show
         Show the figure. Default: ``scanpy.settings.autoshow``.
     save
-        Path of a file to write the figure to; its ending decides the format.
+        File to write the figure to. Its ending decides the format.
 
     Returns
     -------
@@ -64,12 +65,12 @@ def imputation(
     KeyError
         If there is no result under `key`.
     ValueError
-        If it has no such score.
+        If the result has no such score.
 
     Notes
     -----
-    A dot per seed, the median as a line and on the right in numbers. Methods for which the score is not defined, as the
-    correlation of constant values, are left out.
+    One dot per seed; the median is drawn as a line and printed on the right. Methods with an undefined score are left
+    out, for instance correlations of constant estimates.
 
     Examples
     --------
