@@ -109,7 +109,9 @@ class ArrayRecord:
 def _checked(name: str, value: Any, spec: ArraySpec, sizes: dict[str, int] | None) -> np.ndarray:
     """The array in its declared dtype; `sizes` collects the lengths of named axes, None skips their check."""
     found = np.asarray(value, dtype=str) if spec.dtype == "U" else np.asarray(value)
-    if spec.dtype != "U" and (found.dtype.kind not in "biuf" or (found.dtype.kind == "f") != (np.dtype(spec.dtype).kind == "f")):
+    if spec.dtype != "U" and (
+        found.dtype.kind not in "biuf" or (found.dtype.kind == "f") != (np.dtype(spec.dtype).kind == "f")
+    ):
         msg = f"the array {name!r} has dtype {found.dtype}, expected {np.dtype(spec.dtype)}"
         raise ValueError(msg)
     if sizes is not None:

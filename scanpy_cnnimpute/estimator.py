@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from . import _saved
 from ._anndata.counts import get_counts, raw_matrix
-from ._anndata.fingerprint import check_built_on, check_fingerprint
+from ._anndata.fingerprint import check_fingerprint
 from ._anndata.models import load_dropout_model, load_imputer, require_dropout_model, require_imputer
 from ._checks import check_number, check_seed, quote_some
 from ._labels import distinct_names
@@ -328,8 +328,6 @@ class CNNImputer:
         if "built_on" in adata.uns[key]["fingerprint"]:
             dropout_key = params["dropout_key"]
             require_dropout_model(adata, dropout_key)
-            check_built_on(adata, key, dropout_key)
-            check_fingerprint(adata, dropout_key, counts)
             model, _ = load_dropout_model(adata, dropout_key)
         return cls._from_fitted(imputer, model, list(adata.var_names.astype(str)), int(params["random_state"]))
 
@@ -406,7 +404,9 @@ class CNNImputer:
         kind = find_imputer(self.preset, self.estimate)
         if kind.needs_calibrated and dropout is not None:
             if self.estimate is not None:
-                msg = f"estimate={self.estimate!r} needs the calibrated model: leave dropout= out, or take 'conditional'."
+                msg = (
+                    f"estimate={self.estimate!r} needs the calibrated model: leave dropout= out, or take 'conditional'."
+                )
                 raise ValueError(msg)
             kind = find_imputer(self.preset, "conditional")
         estimate = self.estimate or kind.estimates[0]
@@ -526,7 +526,9 @@ def _efficiency(capture_efficiency: float | np.ndarray | None, n_cells: int) -> 
         return None
     efficiency = np.broadcast_to(np.asarray(capture_efficiency, dtype=np.float64), (n_cells,))
     if not ((efficiency > 0) & (efficiency <= 1)).all():
-        msg = f"capture_efficiency={capture_efficiency!r} is not allowed: shares of the molecules, above 0 and at most 1."
+        msg = (
+            f"capture_efficiency={capture_efficiency!r} is not allowed: shares of the molecules, above 0 and at most 1."
+        )
         raise ValueError(msg)
     return efficiency
 

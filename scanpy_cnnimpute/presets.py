@@ -30,9 +30,7 @@ class Settings:
     def from_overrides(cls, overrides: Mapping[str, Any]) -> Self:
         """The preset's values with the overrides that are not None, as plain Python numbers."""
         kinds = {field.name: {"float": float, "int": int, "bool": bool}[str(field.type)] for field in fields(cls)}
-        given = {
-            name: check_number(name, value, kinds[name]) for name, value in overrides.items() if value is not None
-        }
+        given = {name: check_number(name, value, kinds[name]) for name, value in overrides.items() if value is not None}
         return cls(**given)
 
     def as_dict(self) -> dict[str, Any]:

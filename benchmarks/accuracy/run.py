@@ -154,6 +154,7 @@ def thinning(adata: ad.AnnData, thinned: Any, name: str, seed: int, share: float
     scnn.pp.dropout_prob(part, capture_efficiency=share, random_state=seed, store="params")
     scnn.pp.cnn_impute(part, gate=False, random_state=seed, verbose=False)
     found["cnn_impute, no gate"] = dense(part.layers["cnn_imputed"])
+    scnn.tl.cluster(part)
     clusters = part.obs["cnn_cluster"].to_numpy()
     for method in metrics.BASELINES:
         found[method] = metrics.baseline_estimates(thinned, method, clusters=clusters, random_state=seed)

@@ -41,13 +41,15 @@ def add_fingerprint(
     description
         Settings of the fit, which tell it from others of the same data.
     built_on
-        Key of the fit that this one goes on from.
+        Key of the fit that this one goes on from, whose fingerprint then serves both.
 
     Notes
     -----
     Totals of the cells and genes tell whether counts were replaced or moved, hashes of the gene names whether names were,
     and the id of the fit, kept for each cell and gene, whether parts of several fits were put together.
     """
+    if built_on is not None:
+        return {"format": FORMAT, "built_on": int(adata.uns[built_on]["fingerprint"]["fit"])}
     library_size, total = counts.sum(axis=1, dtype=np.float64), counts.sum(axis=0, dtype=np.float64)
     names = _hash_names(adata.var_names)
     fit = zlib.crc32(repr(description).encode())
@@ -57,21 +59,7 @@ def add_fingerprint(
     results.add("obsm", f"{key}_fit", np.full((adata.n_obs, 1), fit, dtype=np.uint32))
     results.add("varm", f"{key}_fit", np.column_stack([np.full(adata.n_vars, fit, dtype=np.uint64), names]))
     results.add("varm", f"{key}_total", total[:, None])
-    record = {"format": FORMAT, "fit": fit, "n_obs": adata.n_obs, "n_vars": adata.n_vars}
-    return record if built_on is None else record | {"built_on": int(adata.uns[built_on]["fingerprint"]["fit"])}
-
-
-def check_built_on(adata: AnnData, key: str, other: str) -> None:
-    """Refuse a fit that goes on from another one, if that was replaced since.
-
-    Raises
-    ------
-    ValueError
-        If another fit is stored there now.
-    """
-    if adata.uns[key]["fingerprint"].get("built_on") != adata.uns[other]["fingerprint"]["fit"]:
-        msg = f"{key!r} goes on from another fit than the one now stored under {other!r}. Run {written_by(adata, key)} again."
-        raise ValueError(msg)
+    return {"format": FORMAT, "fit": fit, "n_obs": adata.n_obs, "n_vars": adata.n_vars}
 
 
 def check_fingerprint(adata: AnnData, key: str, counts: csr_array) -> None:
@@ -92,6 +80,11 @@ def check_fingerprint(adata: AnnData, key: str, counts: csr_array) -> None:
         If names, genes or cells were moved, counts were replaced, or parts of several fits were put together.
     """
     record = adata.uns[key]["fingerprint"]
+    if "built_on" in record:
+        base = adata.uns[key]["params"]["dropout_key"]
+        _check_built_on(adata, key, base)
+        check_fingerprint(adata, base, counts)
+        return
     again = f"Run {written_by(adata, key)} again."
     if int(record["format"]) != FORMAT:
         msg = f"{key!r} was stored in layout {record['format']}, this version reads layout {FORMAT}. {again}"
@@ -110,6 +103,14 @@ def check_fingerprint(adata: AnnData, key: str, counts: csr_array) -> None:
     total = np.asarray(adata.varm[f"{key}_total"], dtype=np.float64)[:, 0]
     _check_totals("cells", counts.sum(axis=1, dtype=np.float64), library_size, key, again, exact=all_genes)
     _check_totals("genes", counts.sum(axis=0, dtype=np.float64), total, key, again, exact=all_cells)
+
+
+def _check_built_on(adata: AnnData, key: str, base: str) -> None:
+    """A fit that goes on from another one does not outlive it."""
+    now = adata.uns[base]["fingerprint"]["fit"] if base in adata.uns and "fingerprint" in adata.uns[base] else None
+    if adata.uns[key]["fingerprint"]["built_on"] != now:
+        msg = f"{key!r} goes on from another fit than the one now stored under {base!r}. Run {written_by(adata, key)} again."
+        raise ValueError(msg)
 
 
 def _check_names(adata: AnnData, key: str, again: str) -> None:

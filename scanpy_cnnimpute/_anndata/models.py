@@ -115,9 +115,14 @@ def require_imputer(adata: AnnData, key: str) -> None:
     if written_by(adata, key) == IMPUTE_FUNCTION and "arrays" in adata.uns[key]:
         params = adata.uns[key]["params"]
         kind = find_imputer(params["preset"], params["estimate"])
-        if all(name in getattr(adata, place) for place, name in [*_record_keys(key, kind), *fingerprint_keys(key)]):
+        keys = _record_keys(key, kind)
+        if "built_on" not in adata.uns[key]["fingerprint"]:
+            keys += fingerprint_keys(key)
+        if all(name in getattr(adata, place) for place, name in keys):
             return
-    there = [other for other in adata.uns if written_by(adata, other) == IMPUTE_FUNCTION and "arrays" in adata.uns[other]]
+    there = [
+        other for other in adata.uns if written_by(adata, other) == IMPUTE_FUNCTION and "arrays" in adata.uns[other]
+    ]
     reason = ""
     if written_by(adata, key) == IMPUTE_FUNCTION:
         reason = " The networks of preset='paper' are too large to be stored; their values are in the layer."

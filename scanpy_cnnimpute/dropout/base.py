@@ -142,7 +142,7 @@ class AllMissing(Dropout):
         """All ones."""
         return np.ones((cells.size, self._n_genes if genes is None else genes.size), dtype=np.float32)
 
-    def take(self, cells: np.ndarray) -> AllMissing:  # noqa: ARG002 - all cells are alike
+    def take(self, cells: np.ndarray) -> AllMissing:
         """The same."""
         return self
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._anndata.counts import check_adata, get_counts, layer_names
-from .._anndata.fingerprint import check_built_on, check_fingerprint
+from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import (
     has_dropout_model,
     load_dropout_model,
@@ -86,7 +86,5 @@ def _dropout(part: AnnData, counts: sp.csr_array, imputed_key: str) -> Dropout:
         if not has_dropout_model(part, key):
             return GivenProbabilities(layer)
     require_dropout_model(part, key)
-    check_built_on(part, imputed_key, key)
-    check_fingerprint(part, key, counts)
     model, cells = load_dropout_model(part, key)
     return ModelledDropout(counts, model, cells, layer, written_genes(part, key))

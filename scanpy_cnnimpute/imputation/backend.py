@@ -7,11 +7,12 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import keras
-    import numpy as np
 
 
 def needs_compilation() -> bool:
@@ -68,6 +69,12 @@ def set_weights(model: keras.Model, weights: list[np.ndarray]) -> None:
         msg = f"The stored weights have shapes {shapes[0]}, the network has {shapes[1]}: the stored imputer is damaged."
         raise ValueError(msg)
     model.set_weights(weights)
+
+
+def predict_batch(model: keras.Model, inputs: list[np.ndarray]) -> np.ndarray:
+    """Outputs of a network for one batch."""
+    with quiet_retracing():
+        return np.asarray(model.predict_on_batch(inputs))
 
 
 class _NoRetracing(logging.Filter):

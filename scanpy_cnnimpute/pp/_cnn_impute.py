@@ -261,8 +261,8 @@ def cnn_impute(
     }
     if imputer.is_stored:
         record["arrays"] = add_record(results, key_added, imputer)
-        built_on = dropout_key if isinstance(dropout, ModelledDropout) else None
-        record["fingerprint"] = add_fingerprint(results, key_added, adata, counts, params, built_on=built_on)
+        fitted_to = dropout_key if isinstance(dropout, ModelledDropout) else None
+        record["fingerprint"] = add_fingerprint(results, key_added, adata, counts, params, built_on=fitted_to)
     results.write(record, params)
     _report(imputer, written, counts)
     return adata if copy else None
@@ -308,7 +308,11 @@ def choose(adata: AnnData, request: ImputeRequest, overrides: dict[str, Any]) ->
     if request.gate is not None:
         check_number("gate", request.gate, bool)
     imputer = find_imputer(request.preset, request.estimate)
-    if request.estimate is None and imputer.needs_calibrated and not _is_calibrated(adata, request.dropout_key, imputer):
+    if (
+        request.estimate is None
+        and imputer.needs_calibrated
+        and not _is_calibrated(adata, request.dropout_key, imputer)
+    ):
         imputer = find_imputer(request.preset, "conditional")
     estimate = request.estimate or imputer.estimates[0]
     able = imputer.preset != "paper" and _is_calibrated(adata, request.dropout_key, imputer)

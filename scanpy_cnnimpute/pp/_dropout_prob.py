@@ -188,9 +188,7 @@ class DropoutRequest:
         return self
 
 
-def fit_and_store(
-    adata: AnnData, counts: csr_array, request: DropoutRequest, selected: np.ndarray
-) -> ModelledDropout:
+def fit_and_store(adata: AnnData, counts: csr_array, request: DropoutRequest, selected: np.ndarray) -> ModelledDropout:
     """Fit a model to the counts, write what the request asks for, and return the fit as it is stored."""
     key = request.key_added
     keys = [("layers", key), ("varm", f"{key}_{MASK}"), *dropout_keys(key)]
@@ -252,9 +250,7 @@ def _read_efficiency(adata: AnnData, capture_efficiency: float | str | None, cou
     return efficiency
 
 
-def _read_clusters(
-    adata: AnnData, counts: csr_array, request: DropoutRequest
-) -> tuple[Clusters | None, str | None]:
+def _read_clusters(adata: AnnData, counts: csr_array, request: DropoutRequest) -> tuple[Clusters | None, str | None]:
     """The clusters that the model or its summary needs, and where they are; computed if the model needs some."""
     key = request.cluster_key
     if not MODELS[request.model].needs_clusters:

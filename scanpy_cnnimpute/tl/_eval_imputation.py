@@ -16,9 +16,9 @@ from .._checks import MAX_SEED, check_choice, check_key, check_number
 from .._logging import logger
 from .._matrix import log_normalised
 from .._threads import single_threaded_blas
+from ..imputation import find_imputer, presets, resolve_settings
 from ..metrics._baselines import TARGET_SUM, Baselines, row_blocks
 from ..metrics._streaming import Calibration, Deviance, PairedScores
-from ..presets import PRESETS, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,7 +132,7 @@ def eval_imputation(
     """
     check_adata(adata, caller="tl.eval_imputation")
     check_choice("how", how, get_args(How))
-    check_choice("preset", preset, PRESETS)
+    check_choice("preset", preset, presets())
     settings = _check_settings(settings, preset, how)
     _check_shares(how, share, capture_efficiency)
     check_number("n_seeds", n_seeds, int, 1)
@@ -187,7 +187,9 @@ def _check_settings(settings: Any, preset: str, how: str) -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         msg = f"settings={settings!r} has type {type(settings).__name__}, expected a dict: values by name of setting."
         raise TypeError(msg)
-    names = list(PRESETS[preset].as_dict())
+    estimate = "conditional" if how == "masking" or preset == "paper" else None
+    imputer = find_imputer(preset, estimate)
+    names = imputer.settings_type.names()
     if preset == "default" and how != "masking":
         names.append("gate")
     unknown = [name for name in settings if name not in names]
@@ -200,7 +202,7 @@ def _check_settings(settings: Any, preset: str, how: str) -> dict[str, Any]:
     given = {name: value for name, value in settings.items() if value is not None}
     if "gate" in given:
         check_number("gate", given["gate"], bool)
-    resolve(preset, **{name: value for name, value in given.items() if name != "gate"})
+    resolve_settings(imputer, imputer.estimates[0], {name: value for name, value in given.items() if name != "gate"})
     return given
 
 
@@ -266,7 +268,7 @@ class _Imputed:
         else:
             options["estimate"] = estimate
             pp.dropout_prob(part, capture_efficiency=capture_efficiency, random_state=seed, store="params")
-        pp.cnn_impute(part, preset=preset, random_state=seed, verbose=False, **{**options, **settings})
+        pp.cnn_impute(part, preset=preset, random_state=seed, store="layer", verbose=False, **{**options, **settings})
 
     def rows(self, rows: slice) -> np.ndarray:
         """Imputed counts of some cells, dense."""

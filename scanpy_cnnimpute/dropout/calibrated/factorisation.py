@@ -121,7 +121,8 @@ def combine(parts: Sequence[Factors]) -> tuple[np.ndarray, np.ndarray]:
     """
     loadings = [part.share[:, None] * np.exp(part.log_loadings) for part in parts]
     scores = [
-        _scaled_scores(np.exp(part.log_scores), own, part.library_size) for part, own in zip(parts, loadings, strict=True)
+        _scaled_scores(np.exp(part.log_scores), own, part.library_size)
+        for part, own in zip(parts, loadings, strict=True)
     ]
     return np.concatenate(scores, axis=1, dtype=np.float32), np.concatenate(loadings, axis=1, dtype=np.float32)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pandas as pd
 
+from ..._records import ArrayRecord, array, column
 from ...metrics import reliability_curve
 from ..base import CALLED, Clusters, DropoutFit, DropoutModel
-from ..._records import ArrayRecord, array, column
 from .factorisation import N_STARTS, combine, describe_cells, factorise
 from .held_out import HeldOut
 from .kernels import count_missed, dropout_probability, missed_of_probability, take_missed, value_missed
@@ -128,7 +128,7 @@ class CalibratedModel(DropoutModel):
         cls,
         counts: sp.csr_array,
         *,
-        clusters: Clusters | None = None,  # noqa: ARG003 - the model needs none
+        clusters: Clusters | None = None,
         capture_efficiency: np.ndarray | None = None,
         random_state: int = 0,
     ) -> DropoutFit:
@@ -170,7 +170,7 @@ class CalibratedModel(DropoutModel):
         self,
         counts: sp.csr_array,
         *,
-        clusters: Clusters | None = None,  # noqa: ARG002 - the model needs none
+        clusters: Clusters | None = None,
         capture_efficiency: np.ndarray | None = None,
     ) -> CalibratedCells:
         """Scores of any cells from their own counts, the loadings fixed."""

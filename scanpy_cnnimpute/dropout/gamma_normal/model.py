@@ -94,8 +94,8 @@ class GammaNormalModel(DropoutModel):
         counts: csr_array,
         *,
         clusters: Clusters | None = None,
-        capture_efficiency: np.ndarray | None = None,  # noqa: ARG003 - not a parameter of this model
-        random_state: int = 0,  # noqa: ARG003 - nothing is drawn
+        capture_efficiency: np.ndarray | None = None,
+        random_state: int = 0,
     ) -> DropoutFit:
         """Fit in each cluster; default: all cells are one. See :meth:`DropoutModel.fit`, :func:`fit_mixture`."""
         clusters = clusters or Clusters.single(counts.shape[0])
@@ -116,7 +116,7 @@ class GammaNormalModel(DropoutModel):
         counts: csr_array,
         *,
         clusters: Clusters | None = None,
-        capture_efficiency: np.ndarray | None = None,  # noqa: ARG002 - not a parameter of this model
+        capture_efficiency: np.ndarray | None = None,
     ) -> GammaNormalCells:
         """Library size and cluster of any cells: the cluster given, or the one with the nearest profile."""
         if clusters is None:
@@ -164,7 +164,7 @@ class GammaNormalModel(DropoutModel):
         block[rows, genes] = _corrected_probability(x, self.parameters[genes, cluster], counted=True)
         return block
 
-    def summary(self, counts: csr_array, cells: GammaNormalCells, clusters: Clusters) -> pd.DataFrame:  # noqa: ARG002
+    def summary(self, counts: csr_array, cells: GammaNormalCells, clusters: Clusters) -> pd.DataFrame:
         """Cells, modelled genes, zeros called dropouts, and collapsed mixtures of each cluster of the fit.
 
         ``collapsed`` is the share of the modelled genes whose gamma has its mean within 1 % of the value of a zero: it

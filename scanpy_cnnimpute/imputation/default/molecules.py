@@ -14,7 +14,7 @@ from ..._records import array, array_list
 from ..._threads import single_threaded_blas
 from ...dropout.calibrated.splitting import split_molecules
 from ...presets import DefaultSettings
-from ..backend import set_weights
+from ..backend import predict_batch, set_weights
 from ..base import IMPUTED, MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
 from ..progress import progress_bar
 from .architecture import MAX_CORRECTION, build_network, held_out_deviance
@@ -278,9 +278,7 @@ class MoleculeImputer(Imputer):
 
         drawn = batches(rng, order[n_validation:], size)
         history = train_network(model, lambda: batch(next(drawn)), batch(checked), self.settings)
-        self.history.append(
-            {"cluster": "all", "subset": 0, "n_targets": n_genes, "n_inputs": n_genes, **history}
-        )
+        self.history.append({"cluster": "all", "subset": 0, "n_targets": n_genes, "n_inputs": n_genes, **history})
         self.weights = model.get_weights()
 
     def predict(
@@ -288,7 +286,7 @@ class MoleculeImputer(Imputer):
         counts: sp.csr_array,
         dropout: Dropout,
         *,
-        clusters: Clusters | None = None,  # noqa: ARG002 - one network for all cells
+        clusters: Clusters | None = None,
         genes: np.ndarray | None = None,
         return_std: bool = False,
     ) -> Iterator[Imputed]:
@@ -321,7 +319,9 @@ class MoleculeImputer(Imputer):
             )
         self.status[found, 0] = IMPUTED
 
-    def _corrector(self, counts: sp.csr_array, model: CalibratedModel, cells: CalibratedCells, wanted: np.ndarray) -> Any:
+    def _corrector(
+        self, counts: sp.csr_array, model: CalibratedModel, cells: CalibratedCells, wanted: np.ndarray
+    ) -> Any:
         """A function of rows and their CSR entries that gives the network's correction of each, float32."""
         layout, n_lost = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
         if n_lost:
@@ -364,7 +364,7 @@ class MoleculeImputer(Imputer):
                 inputs = self._inputs(
                     source, known, source.cells[rows], layout, (row_cell[padded], targets[padded]), buffers
                 )
-                predicted[part] = np.asarray(network.predict_on_batch(inputs))[: part.size]
+                predicted[part] = predict_batch(network, inputs)[: part.size]
             np.clip(predicted, -MAX_CORRECTION, MAX_CORRECTION, out=predicted)
             collect_predictions(indptr, columns, layout.target_position, first_row, predicted, correction)
             return correction

@@ -12,7 +12,7 @@ from ..._logging import logger
 from ..._records import array, array_list
 from ..._threads import single_threaded_blas
 from ...presets import ConditionalSettings
-from ..backend import set_weights
+from ..backend import predict_batch, set_weights
 from ..base import IMPUTED, MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
 from ..progress import progress_bar
 from .architecture import build_network, hidden_mse
@@ -122,7 +122,7 @@ class NonzeroImputer(Imputer):
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def fit(cls, counts: sp.csr_array, dropout: Dropout, options: FitOptions) -> NonzeroImputer:  # noqa: ARG003
+    def fit(cls, counts: sp.csr_array, dropout: Dropout, options: FitOptions) -> NonzeroImputer:
         """Fit to the non-zeros of the cells that have counts, or of `MAX_CELLS` drawn from them."""
         settings: Any = options.settings
         cells = np.flatnonzero(np.diff(counts.indptr) > 0)
@@ -165,7 +165,7 @@ class NonzeroImputer(Imputer):
         counts: sp.csr_array,
         dropout: Dropout,
         *,
-        clusters: Clusters | None = None,  # noqa: ARG002 - one network for all cells
+        clusters: Clusters | None = None,
         genes: np.ndarray | None = None,
         return_std: bool = False,
     ) -> Iterator[Imputed]:
@@ -187,9 +187,7 @@ class NonzeroImputer(Imputer):
             network = build_network(self._sizes(layout.genes.size), self.neighbours.shape[1], hidden_mse)
             set_weights(network, self.weights)
         lines = GeneLines(intercept=self.intercept, slope=self.slope, sd=self.sd, depth_mean=self.depth_mean)
-        low_rank = LowRank(
-            loadings=self.loadings, loading_moments=self.loading_moments, precision=self.precision
-        )
+        low_rank = LowRank(loadings=self.loadings, loading_moments=self.loading_moments, precision=self.precision)
         found = np.zeros(counts.shape[1], dtype=bool)
         cells = np.flatnonzero(np.diff(counts.indptr) > 0) if wanted.size else np.empty(0, dtype=np.int64)
         for first in range(0, cells.size, DESCRIBED_CELLS):
@@ -208,7 +206,9 @@ class NonzeroImputer(Imputer):
                 if return_std:
                     deviation = sp.csr_array((self._deviation(values[entries], columns), columns, indptr), shape=shape)
                 data = np.expm1(values[entries]).astype(np.float32)
-                yield Imputed(cells=part, values=sp.csr_array((data, columns, indptr), shape=shape), deviation=deviation)
+                yield Imputed(
+                    cells=part, values=sp.csr_array((data, columns, indptr), shape=shape), deviation=deviation
+                )
         self.status[found, 0] = IMPUTED
 
     def _sizes(self, n_targets: int) -> tuple[int, int, int, int]:
@@ -330,7 +330,9 @@ class _Fit:
         )
         return features.astype(np.float32)
 
-    def _train(self, imputer: NonzeroImputer, hidden: list[tuple[_Visible, sp.csr_array]]) -> tuple[Any, dict[str, Any]]:
+    def _train(
+        self, imputer: NonzeroImputer, hidden: list[tuple[_Visible, sp.csr_array]]
+    ) -> tuple[Any, dict[str, Any]]:
         """Train on all folds but the first, which decides when the network is best."""
         genes, n_folds = self.genes, self.settings.n_folds
         network = build_network(
@@ -439,7 +441,7 @@ def _predict_rows(
         # One shape for all batches: a new one would be compiled anew.
         with single_threaded_blas():
             inputs = _inputs(visible, np.resize(rows, size), features)
-        found = np.asarray(network.predict_on_batch(inputs))[: rows.size]
+        found = predict_batch(network, inputs)[: rows.size]
         base[:, layout.genes[predicted]] += found[:, predicted]
     return np.maximum(visible.lines.at(visible.depth[rows]) + visible.lines.sd * base, MIN_VALUE)
 

@@ -22,9 +22,7 @@ def above_threshold(
     usable = np.zeros(counts.shape[1], dtype=bool)
     usable[wanted] = True
     missing, sizes = np.empty(counts.shape, dtype=bool), np.empty(counts.shape[0], dtype=np.int64)
-    mark_missing(
-        counts.indptr, counts.indices, probability, usable, probability.dtype.type(threshold), missing, sizes
-    )
+    mark_missing(counts.indptr, counts.indices, probability, usable, probability.dtype.type(threshold), missing, sizes)
     indptr = np.concatenate([[0], np.cumsum(sizes)])
     genes, probabilities = np.empty(indptr[-1], dtype=np.int32), np.empty(indptr[-1], dtype=np.float32)
     take_missing(missing, indptr, probability, genes, probabilities)

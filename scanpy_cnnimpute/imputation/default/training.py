@@ -139,4 +139,6 @@ class _BatchSource:
         shapes = tuple(TensorSpec(part.shape, part.dtype) for part in inputs), TensorSpec(answer.shape, answer.dtype)
         options = data.Options()
         options.autotune.enabled = False
-        return data.Dataset.from_generator(self.batches, output_signature=shapes).prefetch(N_AHEAD).with_options(options)
+        return (
+            data.Dataset.from_generator(self.batches, output_signature=shapes).prefetch(N_AHEAD).with_options(options)
+        )

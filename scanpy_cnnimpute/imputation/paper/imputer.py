@@ -83,7 +83,7 @@ class PaperImputer(Imputer):
         dropout: Dropout,
         options: FitOptions,
         *,
-        return_std: bool = False,  # noqa: ARG003 - refused before
+        return_std: bool = False,
     ) -> tuple[PaperImputer, Iterator[Imputed]]:
         """Train and predict network by network, so that the weights of one are held at a time."""
         return cls._start(counts, dropout, options, keep_weights=False)
@@ -99,7 +99,13 @@ class PaperImputer(Imputer):
         modelled = np.broadcast_to(options.modelled, (counts.shape[1], len(clusters.names)))
         plans = [
             plan_cluster(
-                name, cells, counts, dropout, modelled[:, position], options.targets.selected, settings  # type: ignore[arg-type]
+                name,
+                cells,
+                counts,
+                dropout,
+                modelled[:, position],
+                options.targets.selected,
+                settings,  # type: ignore[arg-type]
             )
             for position, (name, cells) in enumerate(zip(clusters.names, members, strict=True))
         ]
@@ -168,7 +174,7 @@ class PaperImputer(Imputer):
         *,
         clusters: Clusters | None = None,
         genes: np.ndarray | None = None,
-        return_std: bool = False,  # noqa: ARG002 - refused before
+        return_std: bool = False,
     ) -> Iterator[Imputed]:
         """Predict with the networks of each cell's cluster; see :meth:`Imputer.predict`."""
         if clusters is None:
