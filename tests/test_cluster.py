@@ -1,8 +1,12 @@
-"""``tl.cluster``: the published pipeline, the other methods, and what they write."""
+"""Embedding, k-means and Leiden on arrays, and ``tl.cluster``."""
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
+import pkgutil
+import random
 import subprocess
 import sys
 
@@ -14,9 +18,17 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 from helpers import DATA, assert_only_added, dense, simulate
+from scipy.sparse.linalg import eigsh
 
 import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute import clustering
 from scanpy_cnnimpute._matrix import log_normalised
+from scanpy_cnnimpute._threads import single_threaded_blas
+from scanpy_cnnimpute.clustering.embedding import log_cpm, principal_components
+from scanpy_cnnimpute.clustering.kmeans import kmeans
+from scanpy_cnnimpute.clustering.leiden import leiden, shared_neighbors
+
+METHODS = [("adp", None), ("leiden", None), ("kmeans", 2)]
 
 
 def agreement(a: object, b: object) -> np.ndarray:
@@ -49,9 +61,113 @@ def test_components_are_those_of_scanpy(n_cells: int) -> None:
     found = adata.obsm["X_cnn_pca"]
     assert found.shape == expected.shape
     sign = np.sign((found * expected).sum(axis=0))
-    # But for the last ones, which no structure tells apart.
+    # The last components have almost equal variances, which leaves their axes undetermined.
     np.testing.assert_allclose((found * sign)[:, :10], expected[:, :10], atol=2e-3 * expected.std())
     np.testing.assert_allclose(found.var(axis=0), expected.var(axis=0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(297, 3500), (297, 120), (60, 3500)])
+def test_components_have_the_bits_of_scanpy(shape: tuple[int, int]) -> None:
+    # t-SNE amplifies the last bit: published clusters rest on this arithmetic.
+    logged = log_cpm(sp.csr_array(scnn.datasets.five_cell_lines().X[: shape[0], : shape[1]]))
+    with single_threaded_blas():
+        expected = sc.pp.pca(sp.csr_matrix(logged), n_comps=50, random_state=1)
+    np.testing.assert_array_equal(principal_components(logged, random_state=1), expected)
+
+
+def repeated_cells() -> sp.csr_matrix:
+    """Forty cells, each five times: fewer independent cells than principal components."""
+    return sp.csr_matrix(sp.vstack([scnn.datasets.five_cell_lines().X[:40, :600]] * 5))
+
+
+@pytest.mark.skipif("rng" not in inspect.signature(eigsh).parameters, reason="SciPy < 1.17 cannot seed restarts")
+@pytest.mark.parametrize(("method", "n_clusters"), METHODS)
+def test_same_seed_same_clusters_of_repeated_cells(method: str, n_clusters: int | None) -> None:
+    runs = [
+        scnn.tl.cluster(ad.AnnData(repeated_cells()), method=method, n_clusters=n_clusters, copy=True) for _ in range(3)
+    ]
+    for run in runs[1:]:
+        assert run.obs["cnn_cluster"].equals(runs[0].obs["cnn_cluster"])
+        for key in run.obsm:
+            np.testing.assert_array_equal(run.obsm[key], runs[0].obsm[key])
+
+
+def test_components_beyond_the_rank_are_zero() -> None:
+    components = principal_components(log_cpm(sp.csr_array(repeated_cells())), random_state=1)
+    assert components.shape == (200, 50)
+    assert (components.std(axis=0)[:39] > 0.1).all()
+    assert not components[:, 39:].any()
+    np.testing.assert_allclose(components[:40], components[160:], atol=1e-3)
+
+
+@pytest.mark.parametrize(("method", "n_clusters"), METHODS)
+@pytest.mark.parametrize(
+    "counts", [np.ones((20, 40)), np.outer(np.arange(1, 31), np.ones(5)), np.outer(np.arange(1, 31), np.arange(1, 60))]
+)
+def test_cells_that_differ_in_depth_only_are_one_cluster(
+    counts: np.ndarray, method: str, n_clusters: int | None
+) -> None:
+    adata = ad.AnnData(counts.astype(np.float32))
+    scnn.tl.cluster(adata, method=method, n_clusters=n_clusters)
+    assert adata.obs["cnn_cluster"].tolist() == ["0"] * len(counts)
+
+
+@pytest.mark.parametrize(("method", "n_clusters"), METHODS)
+def test_global_random_states_are_left_alone(adata: ad.AnnData, method: str, n_clusters: int | None) -> None:
+    random.seed(3)
+    before, numpy_before = random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    scnn.tl.cluster(adata, method=method, n_clusters=n_clusters)
+    assert random.getstate() == before
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+    # Nor do they decide anything.
+    again = adata.copy()
+    random.seed(4)
+    scnn.tl.cluster(again, method=method, n_clusters=n_clusters)
+    assert again.obs["cnn_cluster"].equals(adata.obs["cnn_cluster"])
+
+
+def test_shared_neighbors_by_hand() -> None:
+    points = np.random.default_rng(0).normal(size=(80, 4))
+    distance = np.linalg.norm(points[:, None] - points, axis=2)
+    nearest = [set(row[:10]) for row in np.argsort(distance, axis=1)]
+    jaccard = np.array([[len(a & b) / len(a | b) for b in nearest] for a in nearest])
+    expected = np.where(jaccard >= 1 / 15, jaccard, 0)
+    np.testing.assert_allclose(shared_neighbors(points).toarray(), expected)
+
+
+def test_leiden_orders_clusters_by_size_and_follows_the_resolution() -> None:
+    rng = np.random.default_rng(0)
+    types = np.repeat([0, 1, 2], [20, 60, 40])
+    points = rng.normal(size=(120, 3)) + 20 * np.eye(3)[types]
+    labels = leiden(points, resolution=0.1, random_state=1)
+    assert labels.dtype == np.int64
+    assert [set(labels[types == kind]) for kind in (0, 1, 2)] == [{2}, {0}, {1}]
+    np.testing.assert_array_equal(labels, leiden(points, resolution=0.1, random_state=1))
+    many = leiden(points, resolution=5.0, random_state=1)
+    assert many.max() > labels.max()
+    assert (np.diff(np.bincount(many)) <= 0).all()
+    assert set(leiden(points, resolution=0.0, random_state=2**32 - 1)) == {0, 1, 2}  # not connected
+
+
+def test_kmeans_from_given_centers_and_with_empty_clusters() -> None:
+    points = np.array([[0.0], [1.0], [10.0], [11.0]])
+    assert kmeans(points, n_clusters=2, centers=points[[2, 0]], random_state=1).tolist() == [1, 1, 0, 0]
+    assert set(kmeans(np.array([[0.0], [0.0], [5.0]]), n_clusters=3, random_state=1)) == {0, 1}
+
+
+def test_the_core_knows_no_anndata() -> None:
+    for module in pkgutil.walk_packages(clustering.__path__, "scanpy_cnnimpute.clustering."):
+        source = inspect.getsource(pkgutil.resolve_name(module.name))
+        assert "anndata" not in source.lower(), module.name
+
+
+def test_log_of_many_clusters_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    points = np.repeat(np.arange(150.0), 4)[:, None] * 100
+    adata = ad.AnnData(np.ones((600, 1), np.float32), obsm={"X_p": np.r_[points, points[:10]][:600]})
+    with caplog.at_level(logging.INFO, "scanpy_cnnimpute"):
+        scnn.tl.cluster(adata, method="kmeans", n_clusters=150, use_rep="X_p")
+    expected = "tl.cluster: 150 clusters; the smallest has 4 cells, the median 4, the largest 4"
+    assert expected in caplog.messages
 
 
 def test_leiden_on_more_cells_than_scanpy_searches_exactly() -> None:
@@ -174,10 +290,19 @@ def test_refusals(adata: ad.AnnData) -> None:
         scnn.tl.cluster(adata, method="leiden", resolution="a")
     with pytest.raises(ValueError, match="random_state=-1 is not allowed"):
         scnn.tl.cluster(adata, random_state=-1)
+    with pytest.raises(ValueError, match="random_state=4294967296 is not allowed: at most 4294967295"):
+        scnn.tl.cluster(adata, random_state=2**32)
+    with pytest.raises(ValueError, match=r"method=\['adp'\] is not known"):
+        scnn.tl.cluster(adata, method=["adp"])
+    for use_rep in (3, ["X_latent"], adata.obsm["X_latent"]):
+        with pytest.raises(TypeError, match=f"use_rep has type {type(use_rep).__name__}, expected str"):
+            scnn.tl.cluster(adata, use_rep=use_rep)
     with pytest.raises(TypeError, match="n_clusters='2' has type str, expected int"):
         scnn.tl.cluster(adata, method="adp", n_clusters="2")
     with pytest.raises(KeyError, match=r"use_rep='X_pca' is not in adata.obsm. Available: \['X_latent'\]"):
         scnn.tl.cluster(adata, use_rep="X_pca")
+    with pytest.raises(ValueError, match="nothing to cluster"):
+        scnn.tl.cluster(adata[:0].copy(), use_rep="X_latent")
     adata.obsm["X_latent"][0, 0] = np.nan
     with pytest.raises(ValueError, match="NaN or infinite"):
         scnn.tl.cluster(adata, use_rep="X_latent")

@@ -205,6 +205,22 @@ def test_cells_without_a_group(planted: tuple[ad.AnnData, pd.DataFrame]) -> None
     pd.testing.assert_frame_equal(table, scnn.tl.eval_de(adata[3:].copy(), reference=reference, **GROUPS))
 
 
+def test_a_list_of_one_group_as_in_scanpy(planted: tuple[ad.AnnData, pd.DataFrame]) -> None:
+    adata, reference = planted[0].copy(), planted[1]
+    table = scnn.tl.eval_de(adata, reference=reference, **GROUPS)
+    for one in (["a"], ("a",), np.array(["a"])):
+        again = scnn.tl.eval_de(adata, reference=reference, **{**GROUPS, "group": one})
+        pd.testing.assert_frame_equal(again, table)
+        assert adata.uns["eval_de"]["params"]["group"] == "a"
+
+
+def test_imputed_layers(planted: tuple[ad.AnnData, pd.DataFrame]) -> None:
+    adata, reference = planted[0].copy(), planted[1]
+    adata.layers["imputed"] = np.where(adata.X.toarray() == 0, np.float32(0.4), adata.X.toarray())
+    table = scnn.tl.eval_de(adata, reference=reference, layers=("X", "imputed"), **GROUPS)
+    assert (table["auc"] > 0.95).all()
+
+
 def test_refusals() -> None:
     adata = simulate()
     before = adata.copy()
@@ -228,4 +244,13 @@ def test_refusals() -> None:
     refuses(ValueError, "n=0 is not allowed: at least 1", n=0)
     refuses(TypeError, "p_value='low' has type str, expected float", p_value="low")
     refuses(KeyError, r"layer='imputed' is not in adata.layers. Available: \['twin'\]", layers=["imputed"])
+    refuses(ValueError, r"group=\['a', 'b'\] names 2 groups, expected one. Call tl.eval_de once", group=["a", "b"])
+    refuses(ValueError, r"group=\[\] names 0 groups, expected one", group=[])
+    refuses(ValueError, r"reference_group=\['a', 'b'\] names 2 groups", reference_group=["a", "b"])
+    refuses(TypeError, "groupby has type Series, expected str: the name of a key", groupby=adata.obs["type"])
+    refuses(TypeError, "groupby has type list, expected str", groupby=["type"])
+    refuses(TypeError, "layers has type int, expected the name of a layer", layers=3)
+    refuses(ValueError, r"method=\['wilcoxon'\] is not known", method=["wilcoxon"])
     assert_only_added(before, adata, set())
+    adata.obs = pd.concat([adata.obs, adata.obs], axis=1)
+    refuses(ValueError, "groupby='type' names 2 columns of adata.obs")

@@ -146,6 +146,15 @@ def test_each_layer_by_its_own_housekeeping_gene() -> None:
     np.testing.assert_allclose(adata.uns["eval_gini"]["gini"]["layer:uneven"], metrics.gini(normalised)[1:])
 
 
+def test_imputed_layers() -> None:
+    adata = simulate()
+    adata.layers["imputed"] = np.where(adata.X.toarray() == 0, np.float32(0.4), adata.X.toarray())
+    reference = dict(zip(adata.var_names, metrics.gini(adata.layers["imputed"]), strict=True))
+    table = scnn.tl.eval_gini(adata, reference=reference, layers=("X", "imputed"))
+    assert table.loc["layer:imputed", "mse"] == 0
+    assert table.loc["X", "mse"] > 0
+
+
 def test_gene_that_no_cell_expresses() -> None:
     adata = simulate()
     adata.X = adata.X @ sp.diags(np.arange(50) > 1, dtype=np.float32)
@@ -168,6 +177,14 @@ def test_refusals() -> None:
         scnn.tl.eval_gini(adata, reference={"g0": 0.2}, housekeeping="GAPDH")
     with pytest.raises(KeyError, match=r"layer='imputed' is not in adata.layers. Available: \['twin'\]"):
         scnn.tl.eval_gini(adata, reference={"g0": 0.2}, layers="imputed")
+    with pytest.raises(TypeError, match="layers has type int, expected the name of a layer, 'X' or None"):
+        scnn.tl.eval_gini(adata, reference={"g0": 0.2}, layers=3)
+    for reference in ([0.2], "gini.csv", pd.DataFrame({"g0": [0.2]})):
+        with pytest.raises(TypeError, match=f"reference is a {type(reference).__name__}, expected a dict or a Series"):
+            scnn.tl.eval_gini(adata, reference=reference)
+    for housekeeping in (3, ["g1"]):
+        with pytest.raises(TypeError, match=f"housekeeping has type {type(housekeeping).__name__}, expected str"):
+            scnn.tl.eval_gini(adata, reference={"g0": 0.2}, housekeeping=housekeeping)
     assert_only_added(before, adata, set())
     adata.var_names = ["g0", *adata.var_names[:-1]]
     with pytest.raises(ValueError, match=r"adata.var_names has genes more than once, such as \['g0'\]"):

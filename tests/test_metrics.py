@@ -103,6 +103,71 @@ def test_layers_and_coordinates_side_by_side() -> None:
     assert alone.loc["obs:cnn_cluster", "ari"] == table.loc["X", "ari"]
 
 
+def test_layers_give_the_clusters_of_tl_cluster(adata: ad.AnnData) -> None:
+    for method in ("adp", "leiden"):
+        table = scnn.tl.eval_clusters(adata, label_key="type", layers="X", method=method)
+        scnn.tl.cluster(adata, method=method)
+        alone = scnn.tl.eval_clusters(adata, label_key="type", key_added="alone")
+        assert table.loc["X"].to_dict() == alone.loc["obs:cnn_cluster"].to_dict()
+        assert adata.uns["eval_clusters"]["params"]["method"] == method
+        assert "method" not in adata.uns["alone"]["params"]
+
+
+def test_imputed_layers_and_empty_cells(adata: ad.AnnData) -> None:
+    values = adata.X.toarray()
+    # Fractions at a minority of the non-zeros, as imputation leaves them.
+    values[::3] += np.where(values[::3] == 0, np.float32(0.4), 0)
+    values[5] = 0
+    adata.layers["imputed"] = values
+    table = scnn.tl.eval_clusters(adata, label_key="type", layers=dict.fromkeys(["X", "imputed"]).keys())
+    assert table["n_cells"].tolist() == [60, 59]
+
+
+@pytest.mark.parametrize("label_key", ["fractions", "barcodes", "depth"])
+def test_columns_that_are_no_labels(adata: ad.AnnData, label_key: str) -> None:
+    adata.obs["fractions"] = np.random.default_rng(0).random(60)
+    adata.obs["barcodes"] = adata.obs_names
+    adata.obs["depth"] = np.arange(60) // 2 * 10 + np.arange(60) % 2 * (np.arange(60) < 20)
+    before = adata.copy()
+    match = {
+        "fractions": r"adata.obs\['fractions'\] holds fractions, which are no labels",
+        "barcodes": r"adata.obs\['barcodes'\] has 60 labels for 60 cells: label_key= takes known cell types",
+        "depth": r"adata.obs\['depth'\] has 40 labels for 60 cells",
+    }[label_key]
+    with pytest.raises(ValueError, match=match):
+        scnn.tl.eval_clusters(adata, label_key=label_key, cluster_key="type")
+    assert_only_added(before, adata, set())
+    # Whole numbers, text and truth values are labels.
+    adata.obs["numbers"] = np.where(np.arange(60) == 3, np.nan, np.arange(60) % 4)
+    adata.obs["truth"] = np.arange(60) % 2 == 0
+    assert scnn.tl.eval_clusters(adata, label_key="numbers", cluster_key="type").loc["obs:type", "n_cells"] == 59
+    assert scnn.tl.eval_clusters(adata, label_key="truth", cluster_key="type").loc["obs:type", "ari"] == 1
+
+
+def test_keys_of_the_wrong_kind(adata: ad.AnnData) -> None:
+    before = adata.copy()
+
+    def refuses(error: type[Exception], match: str, **keywords: object) -> None:
+        with pytest.raises(error, match=match):
+            scnn.tl.eval_clusters(adata, **{"label_key": "type", "cluster_key": "type", **keywords})
+
+    for key in (adata.obs["type"], ["type"], 3):
+        kind = type(key).__name__
+        refuses(TypeError, f"label_key has type {kind}, expected str: the name of a key", label_key=key)
+        refuses(TypeError, f"cluster_key has type {kind}, expected str: the name of a key", cluster_key=key)
+    refuses(TypeError, "layers has type int, expected the name of a layer, 'X' or None, or a list of these", layers=3)
+    refuses(TypeError, "layers has type list of int, expected the name of a layer", layers=["X", 3])
+    refuses(TypeError, "layers has type csr_matrix of csr_matrix, expected the name of a layer", layers=adata.X)
+    refuses(TypeError, "use_rep has type int, expected a key of adata.obsm, or a list of these", use_rep=3)
+    refuses(TypeError, "use_rep has type list of NoneType, expected a key of adata.obsm", use_rep=[None])
+    refuses(ValueError, "random_state=4294967296 is not allowed", layers="X", random_state=2**32)
+    assert_only_added(before, adata, set())
+    adata.obs = pd.concat([adata.obs, adata.obs[["type"]].set_axis(["k"], axis=1)], axis=1)
+    adata.obs = pd.concat([adata.obs, adata.obs[["k"]]], axis=1)
+    refuses(ValueError, "cluster_key='k' names 2 columns of adata.obs. Rename or drop all but one", cluster_key="k")
+    refuses(ValueError, "label_key='k' names 2 columns of adata.obs", label_key="k")
+
+
 def test_refusals(adata: ad.AnnData) -> None:
     with pytest.raises(KeyError, match=r"label_key='celltype' is not in adata.obs. Available: \['type'\]"):
         scnn.tl.eval_clusters(adata, label_key="celltype")

@@ -1,4 +1,4 @@
-"""``pl.clusters``: how well clusters agree with known labels, before and after."""
+"""``pl.clusters``: agreement of clusters with known labels."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ SCORES = {
     "nmi": "normalised mutual\ninformation",
     "entropy": "entropy",
 }
-WIDTH = 0.8  # of a group of bars
-MOST_NUMBERS = 4  # bars in a group that leave room for their values
+GROUP_WIDTH = 0.8  # of the bars of one score, in units of the distance between scores; matplotlib's default for a bar
+BAR_SHARE = 0.92  # of its place that a bar fills, so that neighbours do not touch
+MAX_LABELLED = 4  # bars in a group whose values still fit above them
 
 
 def clusters(
@@ -69,16 +70,16 @@ def clusters(
 
     axes = get_axes(ax, size=(7.2, 3.8), save=save)
     middle = np.arange(len(SCORES))
-    width = WIDTH / len(table)
+    width = GROUP_WIDTH / len(table)
     for position, (name, row) in enumerate(table.iterrows()):
         shift = (position - (len(table) - 1) / 2) * width
-        bars = axes.bar(middle + shift, row[list(SCORES)].astype(float), width=0.92 * width, label=str(name))
-        if len(table) <= MOST_NUMBERS:
+        bars = axes.bar(middle + shift, row[list(SCORES)].astype(float), width=BAR_SHARE * width, label=str(name))
+        if len(table) <= MAX_LABELLED:
             axes.bar_label(bars, fmt="%.2f", fontsize="x-small", padding=1)
     best = {score: 0 if score == "entropy" else 1 for score in SCORES}
     axes.set_xticks(middle, [f"{label}\n({best[score]} is best)" for score, label in SCORES.items()], fontsize="small")
     axes.axhline(0, color="black", linewidth=0.8)
-    # The adjusted Rand index may be below 0.
+    # The adjusted Rand index can be negative.
     axes.set_ylim(min(0.0, 1.2 * float(table["ari"].min())), 1.08)
     axes.set(ylabel="score", title=f"Agreement of clusters with {record['params']['label_key']}")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -1,4 +1,4 @@
-"""``tl.eval_clusters``: judge clusters, or layers by the clusters they give, against known labels."""
+"""``tl.eval_clusters``: clusters against known cell types."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ import pandas as pd
 from .. import metrics
 from .._anndata.counts import check_adata, layer_matrices
 from .._anndata.results import Results, check_keys, cluster_codes
-from ._cluster import Method, _representation, check_method, cluster_coordinates, embed
+from ..clustering import Clusterer
+from ._inputs import layer_list, obs_column, obsm_points, use_rep_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from scipy.sparse import csr_array
+
+    from ..clustering import Method
+
+# Columns with fewer cells per value than this on average, such as barcodes or total counts, are no cell types.
+MIN_CELLS_PER_LABEL = 2
 
 
 def eval_clusters(
@@ -36,17 +43,18 @@ def eval_clusters(
     Parameters
     ----------
     adata
-        Annotated data; cells without a label, and cells without a cluster, are left out.
+        Annotated data. Cells without a label and cells without a cluster are left out.
     label_key
-        Column of `.obs` with the known cell types.
+        Column of `.obs` with the known cell types; categories, text or whole numbers, most of them in several cells.
     cluster_key
         Column of `.obs` with clusters to judge. Default: ``"cnn_cluster"`` if neither `layers` nor `use_rep` is given.
     layers
-        Layers to cluster and judge, each in a row; ``"X"`` or ``None`` in the sequence stands for `X`.
+        Layers with counts, raw or imputed, to cluster and judge, each in a row. ``"X"`` or ``None`` in the sequence
+        stands for `X`.
     use_rep
-        Coordinates of `.obsm` to cluster and judge.
+        Keys of `.obsm` whose coordinates are clustered and judged, each in a row.
     method
-        How layers and coordinates are clustered, all in the same way; see :func:`~scanpy_cnnimpute.tl.cluster`.
+        How all layers and coordinates are clustered; see :func:`~scanpy_cnnimpute.tl.cluster`.
     n_clusters
         Number of clusters for ``"kmeans"``, and optionally for ``"adp"``.
     resolution
@@ -58,20 +66,23 @@ def eval_clusters(
 
     Returns
     -------
-    DataFrame with one row per clustering, also in ``.uns[key_added]["table"]``: ``purity`` and ``ari``, ``nmi`` (1 is
-    best), ``entropy`` (0 is best), ``n_clusters``, ``n_cells``. Rows are named ``obs:<key>``, ``X``, ``layer:<key>``
-    and ``obsm:<key>``.
+    DataFrame with one row per clustering, also in ``.uns[key_added]["table"]``. Columns: ``purity``, ``ari`` and
+    ``nmi`` (1 is best), ``entropy`` (0 is best), ``n_clusters``, ``n_cells``. Rows: ``obs:<key>``, ``X``,
+    ``layer:<key>`` and ``obsm:<key>``.
 
     Raises
     ------
-    KeyError, TypeError, ValueError
-        For keys that are not there and layers that cannot be clustered.
+    KeyError
+        If a column, layer or representation is not there.
+    TypeError, ValueError
+        For labels that are no cell types, layers that are no counts, and settings that
+        :func:`~scanpy_cnnimpute.tl.cluster` refuses.
 
     Notes
     -----
     The definitions of the paper, "Cell clusters assessment"; see :mod:`scanpy_cnnimpute.metrics`. Imputed layers have
-    less noise and fall into more clusters at the same `resolution`, so that purity and ARI change by that alone:
-    compare at several, or at the same `n_clusters`.
+    less noise and give more clusters at the same `resolution`, which alone changes purity and ARI. Compare at several
+    resolutions, or at the same `n_clusters`.
 
     Examples
     --------
@@ -82,45 +93,59 @@ def eval_clusters(
     ['X']
     """
     check_adata(adata, caller="tl.eval_clusters")
-    if label_key not in adata.obs:
-        msg = f"label_key={label_key!r} is not in adata.obs. Available: {list(adata.obs.columns)}."
-        raise KeyError(msg)
     check_keys(key_added=key_added)
     results = Results(adata, function="tl.eval_clusters", key=key_added, keys=[])
-    representations = [use_rep] if isinstance(use_rep, str) else list(use_rep or [])
-    if cluster_key is None and not layers and not representations:
-        cluster_key = "cnn_cluster"
-    if layers or representations:
-        check_method(method, n_clusters=n_clusters, resolution=resolution, random_state=random_state)
+    labels = _label_codes(adata, label_key)
+    names, representations = layer_list(layers), use_rep_list(use_rep)
+    params: dict[str, str | int | float | None] = {"label_key": label_key}
+    clusters: dict[str, np.ndarray] = {}
+    if cluster_key is not None or not (names or representations):
+        params["cluster_key"] = cluster_key = "cnn_cluster" if cluster_key is None else cluster_key
+        obs_column(adata, "cluster_key", cluster_key)
+        clusters[f"obs:{cluster_key}"] = cluster_codes(adata, cluster_key, caller="tl.eval_clusters")[0]
+    if names or representations:
+        clusterer = Clusterer(method=method, n_clusters=n_clusters, resolution=resolution, random_state=random_state)
+        # Everything is read before anything is clustered, so that a wrong name costs no time.
+        points = {f"obsm:{key}": obsm_points(adata, key) for key in representations}
+        matrices = layer_matrices(adata, names, caller="tl.eval_clusters")
+        clusters |= {name: _cluster_counts(matrix, clusterer) for name, matrix in matrices.items()}
+        clusters |= {name: clusterer.cluster(coordinates).labels for name, coordinates in points.items()}
+        params |= clusterer.params()
 
-    clusterings: dict[str, np.ndarray] = {}
-    if cluster_key is not None:
-        clusterings[f"obs:{cluster_key}"] = cluster_codes(adata, cluster_key, caller="tl.eval_clusters")[0]
-    # Everything is read before anything is clustered, so that a wrong name costs no time.
-    matrices = layer_matrices(adata, layers, caller="tl.eval_clusters")
-    coordinates = {f"obsm:{key}": _representation(adata, key) for key in representations}
-    settings = {"method": method, "n_clusters": n_clusters, "resolution": resolution, "random_state": random_state}
-    for name, matrix in matrices.items():
-        used = np.asarray(matrix.sum(axis=1)).ravel() > 0
-        clusterings[name] = np.full(adata.n_obs, -1)
-        if used.any():
-            embedding = embed(matrix[used], method=method, random_state=random_state)
-            clusterings[name][used] = cluster_coordinates(embedding, **settings).labels  # type: ignore[arg-type]
-    for name, points in coordinates.items():
-        clusterings[name] = cluster_coordinates(points, **settings).labels  # type: ignore[arg-type]
-
-    labels = pd.Categorical(adata.obs[label_key]).codes
-    rows = {name: _judge(labels, clusters, name, label_key) for name, clusters in clusterings.items()}
+    rows = {name: _judge(labels, codes, name, label_key) for name, codes in clusters.items()}
     table = pd.DataFrame.from_dict(rows, orient="index")
-    clustered = bool(layers or representations)
-    results.write(
-        {"table": table},
-        {"label_key": label_key, "cluster_key": cluster_key, **(settings if clustered else {})},
-    )
+    results.write({"table": table}, params)
     return table.copy()
 
 
+def _label_codes(adata: AnnData, label_key: str) -> np.ndarray:
+    """Label of every cell as a number, -1 for cells without one."""
+    column = obs_column(adata, "label_key", label_key)
+    if pd.api.types.is_float_dtype(column) and not (column.dropna() % 1 == 0).all():
+        msg = f"adata.obs[{label_key!r}] holds fractions, which are no labels: label_key= takes known cell types."
+        raise ValueError(msg)
+    labels = pd.Categorical(column).remove_unused_categories()
+    n_labels, n_cells = len(labels.categories), int((labels.codes >= 0).sum())
+    if n_cells < MIN_CELLS_PER_LABEL * n_labels:
+        msg = (
+            f"adata.obs[{label_key!r}] has {n_labels} labels for {n_cells} cells: label_key= takes known cell types, "
+            f"at least {MIN_CELLS_PER_LABEL} cells each on average."
+        )
+        raise ValueError(msg)
+    return labels.codes
+
+
+def _cluster_counts(counts: csr_array, clusterer: Clusterer) -> np.ndarray:
+    """Cluster of every cell, -1 for cells without counts."""
+    used = np.asarray(counts.sum(axis=1)).ravel() > 0
+    labels = np.full(used.size, -1)
+    if used.any():
+        labels[used] = clusterer.cluster(clusterer.embed(counts if used.all() else counts[used])).labels
+    return labels
+
+
 def _judge(labels: np.ndarray, clusters: np.ndarray, name: str, label_key: str) -> dict[str, float | int]:
+    """One row of the table."""
     known = (labels >= 0) & (clusters >= 0)
     if not known.any():
         msg = f"{name}: no cell has both a cluster and a label in adata.obs[{label_key!r}]."

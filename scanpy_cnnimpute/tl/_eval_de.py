@@ -1,8 +1,8 @@
-"""``tl.eval_de``: compare differential expression with that of a reference, such as bulk RNA-seq."""
+"""``tl.eval_de``: differential expression against that of a reference, such as bulk RNA-seq."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,15 +13,16 @@ from scipy.stats import rankdata
 from .. import metrics
 from .._anndata.counts import check_adata, layer_matrices
 from .._anndata.results import Results, check_keys
-from .._checks import check_number
+from .._checks import check_choice, check_number
 from .._matrix import log_normalised
-from ._eval_gini import common_genes
+from ._inputs import common_genes, layer_list, obs_column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Test = Literal["wilcoxon", "t-test", "t-test_overestim_var"]
+Test = Literal["wilcoxon", "t-test", "t-test_overestim_var"]  # of Scanpy, those that give p-values and fold changes
 
+MIN_CELLS = 2  # in a group: a variance needs two
 REFERENCE_COLUMNS = ["log2_fold_change", "p_value"]
 
 
@@ -29,7 +30,7 @@ def eval_de(
     adata: AnnData,
     *,
     groupby: str,
-    group: str,
+    group: str | Sequence[str],
     reference_group: str,
     reference: pd.DataFrame,
     layers: Sequence[str | None] | str | None = None,
@@ -40,7 +41,7 @@ def eval_de(
     n: int = 900,
     key_added: str = "eval_de",
 ) -> pd.DataFrame:
-    """Compare the genes that differ between two groups of cells with those of a reference, such as bulk RNA-seq.
+    """Compare differential expression between two groups of cells with that of a reference, such as bulk RNA-seq.
 
     Parameters
     ----------
@@ -49,42 +50,53 @@ def eval_de(
     groupby
         Column of `.obs` with the groups.
     group, reference_group
-        Groups to compare; a fold change above 1 means more in `group`.
+        Groups to compare; genes with a positive log fold change are higher in `group`. A list of one group is allowed,
+        as in :func:`scanpy.tl.rank_genes_groups`.
     reference
-        Table indexed by gene with ``log2_fold_change`` (of `group` over `reference_group`) and ``p_value``. Genes that
-        only one of the table and `adata` has are left out.
+        Table indexed by gene with the columns ``log2_fold_change`` (of `group` over `reference_group`) and
+        ``p_value``. Genes that the table or `adata` lacks are left out.
     layers
-        Layers to judge, each in a row; ``"X"`` or ``None`` in the sequence stands for `X`. Default: `X`.
+        Layers with counts, raw or imputed, to judge, each in a row. ``"X"`` or ``None`` in the sequence stands for `X`.
+        Default: `X`.
     method
         Test of :func:`scanpy.tl.rank_genes_groups`; ``"wilcoxon"`` with correction for ties.
     p_value, reference_p_value
-        Genes with a p-value (not adjusted) up to this are significant, in the cells and in the reference.
+        Largest p-value, not adjusted, of significant genes in the cells and in the reference.
     n_reference, n
-        Significant genes with the largest absolute log fold changes that are compared, of the reference and the cells.
+        How many of the significant genes of the reference and of the cells are compared, by falling absolute log fold
+        change. The defaults are those of figure 5C of the paper.
     key_added
         Key in `.uns`.
 
     Returns
     -------
-    DataFrame with one row per layer, ``X`` and ``layer:<key>``, also in ``.uns[key_added]["table"]``: ``auc`` (how
-    often a gene that is significant in the reference has the larger absolute log fold change than one that is not, a
-    gene that is not significant in the cells counting as 0; 1 is best), ``up``, ``down``, ``n_common``, ``pcc``,
-    ``mse``, ``ned`` (see :func:`~scanpy_cnnimpute.metrics.de_overlap`), ``n_significant`` (in the cells) and
-    ``n_genes`` (compared).
+    DataFrame with one row per layer, ``X`` and ``layer:<key>``, also in ``.uns[key_added]["table"]``. Columns:
+
+    ``auc``
+        Probability that a gene which is significant in the reference has a larger absolute log fold change than one
+        which is not; 1 is best. Genes that are not significant in the cells count as 0.
+    ``up``, ``down``, ``n_common``, ``pcc``, ``mse``, ``ned``
+        See :func:`~scanpy_cnnimpute.metrics.de_overlap`.
+    ``n_significant``
+        Number of significant genes in the cells.
+    ``n_genes``
+        Number of genes compared.
 
     Raises
     ------
-    KeyError, TypeError, ValueError
-        For keys and groups that are not there, layers that are no counts, and references that cannot be used.
+    KeyError
+        If a column or layer is not there.
+    TypeError, ValueError
+        For groups with fewer than two cells, layers that are no counts, and references that cannot be used.
 
     Notes
     -----
     The paper, "Differential expression analysis". Each layer is tested as log1p(counts per 10,000), with its own
-    library sizes over all genes. The log2 fold change is Scanpy's, of the mean logarithms turned back into counts per
-    10,000; a gene that one group lacks entirely gets about 30 by it, which weighs heavily in ``mse``.
+    library sizes over all genes. The log2 fold change is that of Scanpy: the ratio of the exponentiated mean
+    logarithms. A gene without counts in one group gets about 30, which dominates ``mse``.
 
-    Imputed values are no independent observations: cells borrow from each other, which makes the variance within a
-    group too small and p-values of imputed layers too low. ``n_significant`` is therefore no measure of quality.
+    Imputed values are not independent observations: cells borrow from each other. Variances within groups, and so
+    p-values, are too small in imputed layers. ``n_significant`` is therefore no measure of quality.
 
     Examples
     --------
@@ -99,17 +111,17 @@ def eval_de(
     check_adata(adata, caller="tl.eval_de")
     check_keys(key_added=key_added)
     results = Results(adata, function="tl.eval_de", key=key_added, keys=[])
-    if method not in get_args(Test):
-        msg = f"method={method!r} is not known. Available: {list(get_args(Test))}."
-        raise ValueError(msg)
     settings = {
-        "method": method,
+        "groupby": groupby,
+        "group": _one_group("group", group),
+        "reference_group": _one_group("reference_group", reference_group),
+        "method": check_choice("method", method, get_args(Test)),
         "p_value": check_number("p_value", p_value, float, 0),
         "reference_p_value": check_number("reference_p_value", reference_p_value, float, 0),
         "n_reference": check_number("n_reference", n_reference, int, 1),
         "n": check_number("n", n, int, 1),
     }
-    cells = _cells(adata, groupby, group, reference_group)
+    cells = _cells(adata, groupby, settings["group"], settings["reference_group"])
     _check_reference(reference)
     columns = common_genes(adata, reference.index, caller="tl.eval_de")
     genes = adata.var_names[columns]
@@ -117,42 +129,46 @@ def eval_de(
     expected_lfc = _significant(expected["log2_fold_change"], expected["p_value"], reference_p_value)
 
     rows = {}
-    for name, matrix in layer_matrices(adata, layers or [None], caller="tl.eval_de").items():
+    for name, matrix in layer_matrices(adata, layer_list(layers) or [None], caller="tl.eval_de").items():
         found = _test(log_normalised(matrix.astype(np.float64))[:, columns], genes, cells, method)
         lfc = _significant(found["logfoldchanges"], found["pvals"], p_value)
         score = np.nan_to_num(np.abs(lfc))
         rows[name] = {
-            # Ranks order the genes as the scores do, and are probabilities in form.
+            # auroc takes values in [0, 1]: ranks keep the order.
             "auc": metrics.auroc(~np.isnan(expected_lfc), rankdata(score) / score.size),
             **metrics.de_overlap(expected_lfc, lfc, n_reference=n_reference, n=n),
             "n_significant": int((~np.isnan(lfc)).sum()),
             "n_genes": genes.size,
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    results.write(
-        {"table": table},
-        {"groupby": groupby, "group": group, "reference_group": reference_group, **settings},
-    )
+    results.write({"table": table}, settings)
     return table.copy()
 
 
-def _cells(adata: AnnData, groupby: str, group: str, reference_group: str) -> dict[str, np.ndarray]:
+def _one_group(name: str, value: Any) -> Any:
+    """The group, out of a list of one if need be."""
+    if not pd.api.types.is_list_like(value):
+        return value
+    if len(value) != 1:
+        msg = f"{name}={list(value)!r} names {len(value)} groups, expected one. Call tl.eval_de once for each."
+        raise ValueError(msg)
+    return next(iter(value))
+
+
+def _cells(adata: AnnData, groupby: str, group: Any, reference_group: Any) -> dict[str, np.ndarray]:
     """Rows of the cells of both groups."""
-    if groupby not in adata.obs:
-        msg = f"groupby={groupby!r} is not in adata.obs. Available: {list(adata.obs.columns)}."
-        raise KeyError(msg)
+    labels = obs_column(adata, "groupby", groupby)
     if group == reference_group:
         msg = f"group and reference_group are both {group!r}; two different groups are needed."
         raise ValueError(msg)
-    labels = adata.obs[groupby]
     cells = {}
     for name, label in (("group", group), ("reference_group", reference_group)):
         cells[name] = np.flatnonzero((labels == label).fillna(False).to_numpy(dtype=bool))
-        if cells[name].size < 2:  # noqa: PLR2004
-            available = labels.value_counts().loc[lambda n: n > 1].index
+        if cells[name].size < MIN_CELLS:
+            available = labels.value_counts().loc[lambda n: n >= MIN_CELLS].index
             msg = (
-                f"{name}={label!r} has {cells[name].size} cells in adata.obs[{groupby!r}], at least 2 are needed. "
-                f"Available: {list(available)}."
+                f"{name}={label!r} has {cells[name].size} cells in adata.obs[{groupby!r}], at least {MIN_CELLS} are "
+                f"needed. Available: {list(available)}."
             )
             raise ValueError(msg)
     return cells
@@ -169,7 +185,7 @@ def _check_reference(reference: pd.DataFrame) -> None:
 
 
 def _test(matrix: sp.csr_array, genes: pd.Index, cells: dict[str, np.ndarray], method: Test) -> pd.DataFrame:
-    """Scanpy's result for the first group against the second, in the order of the genes."""
+    """The result of Scanpy for ``group`` against ``reference_group``, in the order of the genes."""
     import scanpy as sc
 
     part = AnnData(
@@ -177,7 +193,7 @@ def _test(matrix: sp.csr_array, genes: pd.Index, cells: dict[str, np.ndarray], m
         var=pd.DataFrame(index=genes),
     )
     part.obs["cells"] = pd.Categorical(np.repeat(list(cells), [rows.size for rows in cells.values()]))
-    # A gene without any difference is 0 / 0 to the correction for ties; Scanpy makes its score 0.
+    # The correction for ties of a gene with one value is 0 / 0; Scanpy sets its score to 0.
     with np.errstate(invalid="ignore"):
         sc.tl.rank_genes_groups(
             part, "cells", groups=["group"], reference="reference_group", method=method, tie_correct=True

@@ -1,7 +1,8 @@
-"""``tl.eval_gini``: compare Gini coefficients with those of another technique."""
+"""``tl.eval_gini``: Gini coefficients against those of another technique."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,10 +11,11 @@ import pandas as pd
 from .. import metrics
 from .._anndata.counts import check_adata, layer_matrices
 from .._anndata.results import Results, check_keys
-from .._logging import logger
+from .._checks import check_key
+from ._inputs import common_genes, layer_list
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
@@ -33,30 +35,34 @@ def eval_gini(
     adata
         Annotated data with counts, raw or imputed.
     reference
-        Gini coefficient by gene. Genes without one, or not in `adata`, are left out.
+        Gini coefficient of each gene. Genes without one and genes that `adata` lacks are left out.
     housekeeping
-        Gene to normalise the cells by, with its values in the layer that is judged; see
-        :func:`~scanpy_cnnimpute.metrics.housekeeping_normalize`. Default: the counts as they are.
+        Gene whose expression in the judged layer normalises the cells; see
+        :func:`~scanpy_cnnimpute.metrics.housekeeping_normalize`. Default: no normalisation.
     layers
-        Layers to judge, each in a row; ``"X"`` or ``None`` in the sequence stands for `X`. Default: `X`.
+        Layers with counts, raw or imputed, to judge, each in a row. ``"X"`` or ``None`` in the sequence stands for `X`.
+        Default: `X`.
     key_added
         Key in `.uns`.
 
     Returns
     -------
-    DataFrame with one row per layer, ``X`` and ``layer:<key>``: ``mse`` (0 is best) and ``pcc`` (1 is best) of the Gini
-    coefficients, ``n_genes`` they are compared in, ``n_cells`` they are taken over. Also in ``.uns[key_added]``:
-    ``table``, ``gini`` (genes x layers, and the ``reference``; NaN for a gene that no cell expresses), ``params``.
+    DataFrame with one row per layer, ``X`` and ``layer:<key>``. Columns: ``mse`` (0 is best) and ``pcc`` (1 is best) of
+    the Gini coefficients, ``n_genes`` that are compared, ``n_cells`` that the coefficients are computed from.
+    ``.uns[key_added]`` holds ``table``, ``params`` and ``gini``, a DataFrame of the coefficients: genes x layers and
+    ``reference``, NaN for genes that no cell expresses.
 
     Raises
     ------
-    KeyError, TypeError, ValueError
-        For keys that are not there, layers that are no counts, and references that share no gene with `adata`.
+    KeyError
+        If a layer or the housekeeping gene is not there.
+    TypeError, ValueError
+        For layers that are no counts, and references that are no Gini coefficients or share no gene with `adata`.
 
     Notes
     -----
-    The paper, "RNA FISH validation". A Gini coefficient of counts contains the sampling noise and the cells' library
-    sizes, so a lower one is not by itself a better one; constant values have 0.
+    The paper, "RNA FISH validation". Sampling noise and unequal library sizes raise the Gini coefficient of counts.
+    A lower coefficient is not by itself a better one: constant values have 0.
 
     Examples
     --------
@@ -68,11 +74,14 @@ def eval_gini(
     check_adata(adata, caller="tl.eval_gini")
     check_keys(key_added=key_added)
     results = Results(adata, function="tl.eval_gini", key=key_added, keys=[])
+    if not isinstance(reference, (Mapping, pd.Series)):
+        msg = f"reference is a {type(reference).__name__}, expected a dict or a Series: the Gini coefficient by gene."
+        raise TypeError(msg)
     expected = pd.Series(reference, dtype="float64").dropna()
     if not expected.between(0, 1).all():
         msg = f"reference has values from {expected.min()} to {expected.max()}; Gini coefficients are in [0, 1]."
         raise ValueError(msg)
-    if housekeeping is not None and list(adata.var_names).count(housekeeping) != 1:
+    if housekeeping is not None and list(adata.var_names).count(check_key("housekeeping", housekeeping)) != 1:
         msg = f"housekeeping={housekeeping!r} has to be exactly one of adata.var_names."
         raise KeyError(msg)
     columns = common_genes(adata, expected.index, caller="tl.eval_gini")
@@ -80,46 +89,22 @@ def eval_gini(
 
     coefficients = pd.DataFrame(index=genes)
     n_cells = {}
-    for name, matrix in layer_matrices(adata, layers or [None], caller="tl.eval_gini").items():
+    for name, matrix in layer_matrices(adata, layer_list(layers) or [None], caller="tl.eval_gini").items():
         values = matrix[:, columns]
         if housekeeping is not None:
-            own = matrix[:, [adata.var_names.get_loc(housekeeping)]].toarray().ravel()
-            values, _ = metrics.housekeeping_normalize(values, own)
+            expression = matrix[:, [adata.var_names.get_loc(housekeeping)]].toarray().ravel()
+            values, _ = metrics.housekeeping_normalize(values, expression)
         coefficients[name] = metrics.gini(values)
         n_cells[name] = values.shape[0]
     coefficients["reference"] = expected.loc[genes]
-
-    rows = {}
-    for name, n in n_cells.items():
-        pair = coefficients[["reference", name]].dropna().to_numpy()
-        scores = {"mse": metrics.mse, "pcc": metrics.pcc}
-        rows[name] = {label: score(*pair.T) if len(pair) else np.nan for label, score in scores.items()}
-        rows[name] |= {"n_genes": len(pair), "n_cells": n}
+    rows = {name: _judge(coefficients[["reference", name]]) | {"n_cells": n} for name, n in n_cells.items()}
     table = pd.DataFrame.from_dict(rows, orient="index")
     results.write({"table": table, "gini": coefficients}, {"housekeeping": housekeeping})
     return table.copy()
 
 
-def common_genes(adata: AnnData, reference: pd.Index, *, caller: str) -> np.ndarray:
-    """Columns of `adata` whose genes the reference has too."""
-    columns = np.flatnonzero(adata.var_names.isin(reference))
-    if columns.size == 0:
-        msg = (
-            f"reference and adata.var_names have no gene in common: reference has {list(reference[:3])}, "
-            f"adata {list(adata.var_names[:3])}. Both need the same kind of gene name."
-        )
-        raise ValueError(msg)
-    genes = adata.var_names[columns]
-    for where, names in (("reference", reference[reference.isin(genes)]), ("adata.var_names", genes)):
-        if not names.is_unique:
-            twice = list(names[names.duplicated()].unique()[:3])
-            msg = f"{where} has genes more than once, such as {twice}; keep one value for each."
-            raise ValueError(msg)
-    logger.info(
-        "%s: compared in %d genes; left out are %d that only adata has and %d that only the reference has",
-        caller,
-        columns.size,
-        adata.n_vars - columns.size,
-        len(reference) - columns.size,
-    )
-    return columns
+def _judge(pair: pd.DataFrame) -> dict[str, float | int]:
+    """Agreement of two columns of coefficients, in the genes that both have."""
+    known = pair.dropna().to_numpy()
+    scores = {"mse": metrics.mse, "pcc": metrics.pcc}
+    return {name: score(*known.T) if len(known) else np.nan for name, score in scores.items()} | {"n_genes": len(known)}

@@ -1,4 +1,4 @@
-"""Adaptive density peak clustering (ADPclust): arrays in, arrays out."""
+"""Adaptive density peak clustering, as in the R package ADPclust."""
 
 from __future__ import annotations
 

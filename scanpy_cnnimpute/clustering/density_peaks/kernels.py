@@ -1,6 +1,7 @@
-"""Numba kernels of density peak clustering. One cell per parallel iteration, so threads never change a result.
+"""Numba kernels of density peak clustering.
 
-None of them stores an n x n matrix: distances are computed anew in each of the three passes.
+Parallel over points and serial within a point, so that the number of threads does not change a result. Distances are
+computed in each of the three kernels instead of stored: memory grows with n, not with its square.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
-# exp(-x) is lost against the cell's own contribution of 1 from here on.
+# exp(-45) = 3e-20 is less than half of the last bit of the point's own contribution of 1.
 NEGLIGIBLE_EXPONENT = 45.0
 
 
@@ -24,7 +25,7 @@ def _squared_distance(a, b):  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, cache=True)
 def densities(points, bandwidths):  # type: ignore[no-untyped-def]
-    """Gaussian kernel sums at every point for every bandwidth: (n_bandwidths, n)."""
+    """Gaussian kernel sum at every point, ``(n_bandwidths, n)``; the bandwidths ascend."""
     n = points.shape[0]
     n_bandwidths = bandwidths.size
     scale = 0.5 / bandwidths**2
@@ -33,7 +34,7 @@ def densities(points, bandwidths):  # type: ignore[no-untyped-def]
         total = np.zeros(n_bandwidths)
         for j in range(n):
             square = _squared_distance(points[i], points[j])
-            # Bandwidths ascend, so the exponents descend: stop at the first that is negligible.
+            # Exponents rise as bandwidths fall: stop at the first that is negligible.
             for b in range(n_bandwidths - 1, -1, -1):
                 exponent = square * scale[b]
                 if exponent > NEGLIGIBLE_EXPONENT:
@@ -45,7 +46,7 @@ def densities(points, bandwidths):  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, cache=True)
 def separations(points, ranks):  # type: ignore[no-untyped-def]
-    """Distance to the nearest point of higher density, for each ranking: (n_rankings, n); inf at the densest."""
+    """Distance to the nearest point of lower rank, which is denser, ``(n_rankings, n)``; inf at the densest point."""
     n_rankings, n = ranks.shape
     by_point = np.ascontiguousarray(ranks.T)
     out = np.empty((n_rankings, n))
@@ -62,11 +63,11 @@ def separations(points, ranks):  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, cache=True)
 def silhouettes(points, atoms, atom_labels, sizes):  # type: ignore[no-untyped-def]
-    """Silhouette width of every point under every labelling: (n_labellings, n).
+    """Silhouette width of every point under every labelling, ``(n_labellings, n)``.
 
-    `atoms` (n,) numbers groups of points that no labelling separates, `atom_labels` (n_atoms, n_labellings) holds
-    their labels, `sizes` (n_labellings, most clusters) the cluster sizes. A point costs its n distances and n_atoms x
-    n_labellings additions.
+    `atoms` (n,) numbers the groups of points that have the same labels in all labellings. `atom_labels` (n_atoms,
+    n_labellings) holds these labels, `sizes` (n_labellings, n_clusters) the cluster sizes. Summing distances by group
+    first makes a point cost n distances and n_atoms x n_labellings additions.
     """
     n = points.shape[0]
     n_atoms, n_labellings = atom_labels.shape
@@ -83,7 +84,7 @@ def silhouettes(points, atoms, atom_labels, sizes):  # type: ignore[no-untyped-d
                 to_clusters[t, atom_labels[a, t]] += distance
         for t in range(n_labellings):
             own = atom_labels[atoms[i], t]
-            if sizes[t, own] == 1 or sizes[t, own] == n:  # alone, or nothing to compare with
+            if sizes[t, own] == 1 or sizes[t, own] == n:  # 0 by convention: a cluster of one, or a single cluster
                 out[t, i] = 0.0
                 continue
             within = to_clusters[t, own] / (sizes[t, own] - 1)
