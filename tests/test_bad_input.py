@@ -13,9 +13,14 @@ import scipy.sparse as sp
 from helpers import QUICK, assert_only_added, dense, simulate
 
 import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute._anndata.counts import layer_matrices
+from scanpy_cnnimpute._anndata.results import Results, check_keys, cluster_codes
+from scanpy_cnnimpute._checks import MAX_INT64, check_number
+from scanpy_cnnimpute._matrix import check_counts, check_probabilities, to_csr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 CALLS: dict[str, Callable[[Any], Any]] = {
     "tl.cluster": scnn.tl.cluster,
@@ -155,3 +160,323 @@ def test_one_cluster_and_a_cluster_of_two(adata: ad.AnnData, n_clusters: int) ->
     summary = adata.uns["cnn_imputed"]["summary"]
     assert len(summary) == n_clusters
     assert (summary["n_networks"].sum() > 0) == (n_clusters == 1)
+
+
+# What can be wrong with the arrays of a CSR matrix of 60 x 50; CSC is damaged alike.
+DAMAGES: dict[str, tuple[str, Any]] = {
+    "indices go from 0 to 1000, allowed are 0 to": ("indices", lambda x: np.where(np.arange(x.size) == 7, 1000, x)),
+    "indices go from -1 to": ("indices", lambda x: np.where(np.arange(x.size) == 7, -1, x)),
+    "indptr falls": ("indptr", lambda x: np.r_[x[:3], x[3] + x[-1] // 2, x[4:]].astype(x.dtype)),
+    r"indptr goes from 0 to \d+, expected from 0 to": ("indptr", lambda x: np.r_[x[:-1], x[-1] - 1].astype(x.dtype)),
+    "indptr goes from 1 to": ("indptr", lambda x: np.r_[1, x[1:]].astype(x.dtype)),
+    "indptr has shape": ("indptr", lambda x: x[:-1].copy()),
+    "indices have shape": ("indices", lambda x: x[:-1].copy()),
+    "expected integers": ("indices", lambda x: x.astype(np.float64)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", [sp.csr_matrix, sp.csr_array, sp.csc_matrix, sp.csc_array])
+def test_damaged_sparse_matrices(adata: ad.AnnData, kind: Any, damage: str) -> None:
+    matrix = kind(adata.X)
+    part, change = DAMAGES[damage]
+    setattr(matrix, part, change(getattr(matrix, part)))
+    with pytest.raises(ValueError, match=f"M is a damaged sparse matrix: .*{damage}"):
+        to_csr(matrix, where="M")
+    with pytest.raises(ValueError, match="M is a damaged sparse matrix"):
+        check_probabilities(matrix, where="M")
+
+
+def test_damaged_sparse_matrices_are_refused_by_every_call(name: str, adata: ad.AnnData) -> None:
+    adata.X.indices[7] = 1000
+    with pytest.raises(ValueError, match=r"adata.X is a damaged sparse matrix: column indices go from 0 to 1000"):
+        CALLS[name](adata)
+
+
+def test_damaged_coordinates_and_blocks() -> None:
+    coordinates = sp.coo_matrix(np.eye(4))
+    coordinates.row = np.array([0, 1, 2, 9], dtype=np.int32)
+    with pytest.raises(ValueError, match="damaged sparse matrix: row indices go from 0 to 9, allowed are 0 to 3"):
+        to_csr(coordinates)
+    blocks = sp.bsr_matrix(np.eye(4), blocksize=(2, 2))
+    blocks.indices[0] = 2
+    with pytest.raises(ValueError, match="column indices go from 1 to 2, allowed are 0 to 1"):
+        to_csr(blocks)
+
+
+@pytest.mark.parametrize("kind", ["coo", "lil", "dok", "dia", "bsr", "csc"])
+@pytest.mark.parametrize("container", [sp.csr_matrix, sp.csr_array])
+def test_every_sparse_format_is_read(adata: ad.AnnData, kind: str, container: Any) -> None:
+    found = to_csr(container(adata.X).asformat(kind))
+    assert isinstance(found, sp.csr_array)
+    np.testing.assert_array_equal(found.toarray(), adata.X.toarray())
+
+
+def test_duplicate_entries_are_summed_on_a_copy() -> None:
+    matrix = sp.csr_array((np.array([1.0, 2.0, 4.0]), np.array([2, 0, 2]), np.array([0, 3])), shape=(1, 3))
+    np.testing.assert_array_equal(to_csr(matrix).toarray(), [[2, 0, 5]])
+    np.testing.assert_array_equal(matrix.data, [1, 2, 4])
+
+
+@pytest.mark.parametrize("read", [to_csr, check_probabilities])
+def test_containers_and_dtypes_are_refused_by_name(read: Callable[..., Any]) -> None:
+    zeros = np.zeros((3, 2))
+    cases: list[tuple[Any, type[Exception], str]] = [
+        (np.ma.masked_array(zeros, zeros == 0), TypeError, r"M is a numpy MaskedArray.*call \.filled\(\)"),
+        (zeros.view(np.matrix), TypeError, r"M is a numpy matrix.*numpy\.asarray"),
+        (pd.DataFrame(zeros), TypeError, r"M is a pandas DataFrame.*\.to_numpy\(\)"),
+        (pd.array([1, 2], dtype="Int64"), TypeError, r"M is a pandas IntegerArray.*\.to_numpy\(\)"),
+        ([[1, 2]], TypeError, "M is a builtins list"),
+        (zeros.astype(object), TypeError, "M has dtype object, expected numbers"),
+        (zeros.astype(complex), TypeError, "M has dtype complex128, expected numbers"),
+        (sp.csr_array(zeros.astype(complex)), TypeError, "M has dtype complex128, expected numbers"),
+        (zeros.astype(np.longdouble), TypeError, "M has dtype float128, expected numbers.*at most 64 bits"),
+        (np.zeros((3, 2), dtype=[("a", "f4")]), TypeError, "expected numbers"),
+        (np.zeros((3, 2), dtype="M8[s]"), TypeError, "expected numbers"),
+        (np.zeros(3), ValueError, "M has 1 dimensions, expected 2"),
+        (np.zeros((1, 2, 3)), ValueError, "M has 3 dimensions, expected 2"),
+        (sp.coo_array(np.zeros(3)), ValueError, "M has 1 dimensions, expected 2"),
+    ]
+    for matrix, error, match in cases:
+        with pytest.raises(error, match=match):
+            read(matrix, where="M")
+
+
+@pytest.mark.parametrize("value", [2.0**53, 1e19])
+def test_counts_that_floats_do_not_hold(name: str, adata: ad.AnnData, value: float) -> None:
+    adata.X.data[3] = value
+    refuses(
+        name,
+        adata,
+        ValueError,
+        r"adata.X has values of 2\*\*53 or more \(largest .* needs raw counts.*layer='twin'",
+    )
+
+
+def scaled(counts: np.ndarray, target_sum: float = 1e4) -> np.ndarray:
+    return counts / counts.sum(axis=1, keepdims=True) * target_sum
+
+
+# What counts commonly went through before they are handed over, and what the error says.
+TRANSFORMED: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "cp10k": (scaled, "normalised"),
+    "cpm": (lambda x: scaled(x, 1e6), "normalised"),
+    "cp10k of selected genes": (lambda x: scaled(x)[:, :40], "normalised"),
+    "size factors": (lambda x: x / (x.sum(axis=1, keepdims=True) / x.sum(axis=1).mean()) ** 0.9, "normalised"),
+    "tpm": (lambda x: scaled(x / np.linspace(0.5, 9.3, x.shape[1]), 1e6), "normalised"),
+    "sqrt": (np.sqrt, "root-transformed"),
+    "sqrt of cp10k": (lambda x: np.sqrt(scaled(x)), "root-transformed"),
+    "log1p": (np.log1p, "log-transformed"),
+    "log2": (lambda x: np.log2(x + 1), "log-transformed"),
+    "log10": (lambda x: np.log10(x + 1), "log-transformed"),
+    "log1p of cp10k": (lambda x: np.log1p(scaled(x)), "log-transformed"),
+    "log1p of selected genes": (lambda x: np.log1p(scaled(x))[:, :40], "log-transformed"),
+    "log2 of cpm": (lambda x: np.log2(scaled(x, 1e6) + 1), "log-transformed"),
+    "log2 of tpm": (lambda x: np.log2(scaled(x / np.linspace(0.5, 9.3, x.shape[1]), 1e6) + 1), "log-transformed"),
+}
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix, sp.csc_array])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("change", TRANSFORMED)
+def test_transformed_counts_are_refused(change: str, dtype: Any, kind: Any) -> None:
+    transform, looks = TRANSFORMED[change]
+    matrix = kind(transform(simulate(n_cells=80).X.toarray().astype(np.float64)).astype(dtype))
+    with pytest.raises(ValueError, match=f"M looks {looks} .*; f needs raw counts. Try another."):
+        check_counts(to_csr(matrix), where="M", caller="f", suggestion="Try another.")
+
+
+@pytest.mark.parametrize("change", TRANSFORMED)
+def test_transformed_counts_name_the_layer_with_counts(change: str, name: str) -> None:
+    transform, looks = TRANSFORMED[change]
+    adata = simulate()
+    changed = transform(adata.X.toarray().astype(np.float64)).astype(np.float32)
+    adata = adata[:, : changed.shape[1]].copy()
+    adata.X = changed
+    refuses(name, adata, ValueError, rf"adata.X looks {looks}.*adata.layers\['twin'\] looks like counts")
+
+
+def test_fractions_that_may_be_counts_only_warn() -> None:
+    counts = simulate(n_cells=80).X
+    rng = np.random.default_rng(0)
+    ambient, expected, halves, few = (counts.copy() for _ in range(4))
+    ambient.data = np.maximum(30 * ambient.data - rng.uniform(0, 0.5, ambient.nnz), 0.01)
+    expected.data = np.round(20 * expected.data * rng.uniform(0.01, 1, expected.nnz), 2) + 0.01
+    halves.data = 10 * halves.data + 0.5
+    few.data[:5] += 0.25
+    for matrix in (ambient, expected, halves, few):
+        with pytest.warns(UserWarning, match="M: .* not whole numbers; f is meant for raw counts") as caught:
+            check_counts(to_csr(matrix), where="M", caller="f")
+        assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("estimate", ["posterior_mean", "expected_count", "conditional"])
+def test_imputed_layers_are_compared_without_a_word(adata: ad.AnnData, estimate: Any) -> None:
+    adata.X = adata.X.toarray() if estimate == "conditional" else adata.X
+    scnn.pp.cnn_impute(adata, cluster_key="type", estimate=estimate, n_steps=5, verbose=False)
+    found = layer_matrices(adata, [None, "X", "cnn_imputed"], caller="f")
+    assert list(found) == ["X", "layer:cnn_imputed"]
+    np.testing.assert_array_equal(found["layer:cnn_imputed"].toarray(), dense(adata.layers["cnn_imputed"]))
+
+
+@pytest.mark.parametrize("change", TRANSFORMED)
+def test_transformed_layers_are_not_normalised_again(change: str) -> None:
+    transform, looks = TRANSFORMED[change]
+    adata = simulate(n_cells=80)
+    changed = transform(adata.X.toarray().astype(np.float64))
+    adata = adata[:, : changed.shape[1]].copy()
+    adata.layers["changed"] = changed
+    if looks == "normalised":  # to be normalised again does no harm
+        np.testing.assert_allclose(layer_matrices(adata, "changed", caller="f")["layer:changed"].toarray(), changed)
+        return
+    with pytest.raises(
+        ValueError, match=rf"layers\['changed'\] looks {looks}.*adata.X and .*'twin'.* looks like counts"
+    ):
+        layer_matrices(adata, ["X", "changed"], caller="f")
+
+
+def test_layers_that_may_be_logged_warn(adata: ad.AnnData) -> None:
+    # Logarithms of counts that another tool smoothed: no inverse gives whole numbers.
+    adata.layers["smooth"] = np.random.default_rng(0).gamma(2.0, 1.0, adata.shape)
+    with pytest.warns(UserWarning, match=r"layers\['smooth'\] may be log-transformed .* f takes it for counts"):
+        layer_matrices(adata, "smooth", caller="f")
+
+
+def test_names_of_layers_to_compare(adata: ad.AnnData) -> None:
+    with pytest.raises(TypeError, match="layers=3 is not allowed"):
+        layer_matrices(adata, 3, caller="f")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="An entry of layers has type int, expected str"):
+        layer_matrices(adata, [3], caller="f")  # type: ignore[list-item]
+    assert layer_matrices(adata, None, caller="f") == {}
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix, sp.csc_array, sp.coo_array, sp.lil_matrix])
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint64, np.float16, np.float32, np.float64, ">f4", ">f8"])
+def test_probabilities_of_every_dtype(dtype: Any, kind: Any) -> None:
+    if kind is not np.asarray and (dtype == np.float16 or str(dtype).startswith(">")):
+        pytest.skip("SciPy has no such sparse matrices")
+    mask = np.random.default_rng(0).random((6, 5)) < 0.5
+    found = check_probabilities(kind(mask.astype(dtype)), where="P")
+    assert isinstance(found, np.ndarray if kind is np.asarray else sp.csr_array)
+    assert found.dtype == (np.float64 if dtype in {np.float64, ">f8"} else np.float32)
+    assert found.dtype.isnative
+    np.testing.assert_array_equal(dense(found), mask)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.5])
+def test_no_probabilities(kind: Any, value: float) -> None:
+    matrix = np.eye(3)
+    matrix[1, 1] = value
+    with pytest.raises(ValueError, match=r"P has values outside \[0, 1\] or NaN"):
+        check_probabilities(kind(matrix), where="P")
+    with pytest.raises(ValueError, match=r"P has values outside \[0, 1\]"):
+        check_probabilities(kind(np.array([[2**24 + 1, 0]])), where="P")
+
+
+# Found by writing each to h5ad and zarr.
+UNUSABLE = [
+    "",
+    ".",
+    "..",
+    "_index",
+    ".zattrs",
+    ".zgroup",
+    "zarr.json",
+    "a/b",
+    "a\\b",
+    "a\0",
+    "\ud800",
+    "a" * 256,
+    "é" * 128,
+]
+
+
+@pytest.mark.parametrize("key", UNUSABLE)
+def test_keys_that_files_cannot_hold(adata: ad.AnnData, key: str) -> None:
+    before = adata.copy()
+    for call in (
+        lambda: scnn.tl.cluster(adata, key_added=key),
+        lambda: scnn.pp.dropout_prob(adata, cluster_key="type", key_added=key),
+        lambda: scnn.pp.cnn_impute(adata, cluster_key="type", key_added=key, **QUICK),
+    ):
+        with pytest.raises(ValueError, match=r"key_added=.* is not allowed: "):
+            call()
+    assert_only_added(before, adata, set())
+
+
+def test_keys_that_are_too_long_with_what_is_appended(adata: ad.AnnData) -> None:
+    before = adata.copy()
+    with pytest.raises(ValueError, match=r"cannot be written: it has 2\d\d bytes, allowed are 255. Choose another key"):
+        scnn.pp.dropout_prob(adata, cluster_key="type", key_added="a" * 245)
+    assert_only_added(before, adata, set())
+
+
+def test_a_key_that_is_the_name_of_the_index(adata: ad.AnnData) -> None:
+    adata.obs.index.name = "cell"
+    with pytest.raises(ValueError, match=r"adata.obs\['cell'\] cannot be written: it is the name of the index"):
+        Results(adata, function="f", key="cell", keys=[("obs", "cell")])
+
+
+@pytest.mark.parametrize("key", ["a:b", "é ü", " a", "...", "a" * 230])
+def test_odd_keys_survive_files(adata: ad.AnnData, key: str, tmp_path: Path) -> None:
+    results = Results(adata, function="f", key=key, keys=[("obs", f"{key}_one"), ("layers", key)])
+    results.add("obs", f"{key}_one", np.arange(60.0))
+    results.add("layers", key, adata.X.copy())
+    results.write({"table": pd.DataFrame({"a": [1]})}, {"n": 1, "nothing": None})
+    for back in written_and_read(adata, tmp_path):
+        again = Results(back, function="f", key=key, keys=[("obs", f"{key}_one"), ("layers", key)])
+        again.write({}, {})
+        assert key not in back.layers
+        assert f"{key}_one" not in back.obs
+
+
+def written_and_read(adata: ad.AnnData, folder: Path) -> list[ad.AnnData]:
+    adata.write_h5ad(folder / "a.h5ad")
+    adata.write_zarr(folder / "a.zarr")
+    return [ad.read_h5ad(folder / "a.h5ad"), ad.read_zarr(folder / "a.zarr")]
+
+
+@pytest.mark.filterwarnings("ignore:Transforming to str index")  # by anndata, when it reads such a file
+@pytest.mark.parametrize("model", ["calibrated", "gamma_normal"])
+def test_genes_named_by_integers(model: Any, tmp_path: Path) -> None:
+    named, adata = simulate(), simulate()
+    adata.var["entrez"] = np.arange(1000, 1050)
+    adata.var.set_index("entrez", inplace=True)  # noqa: PD002 - anndata makes text of what is assigned
+    for data in (named, adata):
+        scnn.pp.dropout_prob(data, model=model, cluster_key="type", store="params")
+        scnn.pp.cnn_impute(data, **QUICK) if model == "gamma_normal" else None
+        scnn.tl.eval_clusters(data, label_key="type", layers="X", n_clusters=2, method="kmeans")
+    expected = scnn.get.dropout_prob(named)
+    for back in written_and_read(adata, tmp_path):
+        assert back.var_names.tolist() == [str(gene) for gene in range(1000, 1050)]
+        np.testing.assert_array_equal(scnn.get.dropout_prob(back), expected)
+        if model == "gamma_normal":
+            np.testing.assert_array_equal(dense(back.layers["cnn_imputed"]), dense(named.layers["cnn_imputed"]))
+
+
+def test_keys_are_names_not_values(adata: ad.AnnData) -> None:
+    for wrong in (adata.obs["type"], ["type"], 3, None):
+        with pytest.raises(TypeError, match=f"has type {type(wrong).__name__}, expected str: the name of a key"):
+            cluster_codes(adata, wrong, caller="f")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="expected str: the name of a key, not its values"):
+            check_keys(wrong, key_added="a")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="key_added has type"):
+            check_keys("a", key_added=wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="layer has type Series"):
+        scnn.pp.dropout_prob(adata, layer=adata.obs["type"], cluster_key="type")
+    with pytest.raises(ValueError, match="key_added='a' is taken"):
+        check_keys("a", key_added="a")
+
+
+def test_a_column_that_occurs_twice(adata: ad.AnnData) -> None:
+    adata.obs = pd.concat([adata.obs, adata.obs], axis=1)
+    with pytest.raises(ValueError, match=r"adata.obs has 2 columns named 'type'; rename or drop all but one"):
+        cluster_codes(adata, "type", caller="f")
+
+
+def test_integers_that_files_cannot_hold() -> None:
+    assert check_number("n", np.int64(MAX_INT64), int) == MAX_INT64
+    for kind in (int, float):
+        with pytest.raises(ValueError, match=f"n={2**70} is not allowed: at most {MAX_INT64}"):
+            check_number("n", 2**70, kind)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
 import numpy as np
@@ -15,8 +18,11 @@ import pytest
 from helpers import assert_only_added, simulate
 
 import scanpy_cnnimpute as scnn
-from scanpy_cnnimpute import _atomic, _cli
+from scanpy_cnnimpute import _atomic, _cli, _saved
 from scanpy_cnnimpute._anndata import files
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 GAMMA_NORMAL = ["--model", "gamma_normal"]
 QUICK = ["--preset", "paper", "--n-targets", "16", "--max-epochs", "2", "--quiet"]
@@ -154,6 +160,140 @@ def test_a_failed_rename_keeps_the_old_zarr(source: Path, tmp_path: Path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "in.h5ad"]
 
 
+@pytest.mark.parametrize("name", ["out.h5ad", "out.zarr", "out.csv"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "other"])
+def test_force_replaces_only_files_of_its_own_kind(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    output = tmp_path / name
+    if kind == "folder" or (kind == "other" and name != "out.zarr"):
+        output.mkdir()
+        (output / "thesis.txt").write_text("precious")
+    elif kind == "pipe":
+        os.mkfifo(output)
+    else:  # a zarr group that is no AnnData
+        output.mkdir()
+        (output / "zarr.json").write_text('{"attributes": {"title": "thesis"}}')
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    command = (
+        ["evaluate", source, "--label-key", "type", "--layers", "X", "--csv", output]
+        if name == "out.csv"
+        else ["dropout", source, output, "--cluster-key", "type"]
+    )
+    line = error_of(capsys, *command, "--force", "--quiet")
+    assert "and is not replaced, not even with --force. Choose another name or remove it." in line
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert output.is_fifo() == (kind == "pipe")
+
+
+@pytest.mark.filterwarnings("ignore:zarr v3 autosharding")
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_force_replaces_stores_of_both_formats(source: Path, tmp_path: Path, zarr_format: int) -> None:
+    store = tmp_path / "a.zarr"
+    adata = ad.read_h5ad(source)
+    ad.settings.zarr_write_format, before = zarr_format, ad.settings.zarr_write_format
+    try:
+        adata.write_zarr(store)
+    finally:
+        ad.settings.zarr_write_format = before
+    adata.obs["new"] = 1
+    files.write(adata, store, force=True)
+    assert "new" in ad.read_zarr(store).obs
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("step", range(3))
+def test_an_interrupt_at_any_step_leaves_the_old_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool, error: type[BaseException], before: bool, step: int
+) -> None:
+    target, n_calls = tmp_path / "target", 0
+
+    def put(path: Path, text: str) -> None:
+        if folder:
+            path.mkdir()
+            path = path / "content"
+        path.write_text(text)
+
+    def interrupted(self: Path, original: Any, place: Path) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == step + 1 and before:
+            raise error
+        result = original(self, place)
+        if n_calls == step + 1:
+            raise error
+        return result
+
+    put(target, "old")
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace"):
+            patch.setattr(Path, name, functools.partialmethod(interrupted, getattr(Path, name)))
+        failed = False
+        try:
+            with _atomic.replacing(target) as new:
+                put(new, "new")
+        except error:
+            failed = True
+    left = (target / "content" if folder else target).read_text()
+    assert left in {"old", "new"}
+    assert failed or left == "new"
+    assert failed == (step < (2 if folder else 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_folder_that_cannot_be_put_back_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "content").write_text("old")
+    rename = Path.rename
+
+    def fails(self: Path, place: Path) -> Path:
+        if self != target:
+            raise OSError(5, "Input/output error")
+        return rename(self, place)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="Input/output"), _atomic.replacing(target) as new:
+        new.mkdir()
+    assert [path.read_text() for path in tmp_path.rglob("content")] == ["old"]
+
+
+def test_a_saved_imputer_survives_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _saved.save(tmp_path / "m", {"version": "old"}, lambda folder: [], overwrite=False)
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _saved.save(tmp_path / "m", {"version": "new"}, lambda folder: [], overwrite=True)
+    assert _saved.load(tmp_path / "m")["version"] == "old"
+    _saved.save(tmp_path / "m", {"version": "new"}, lambda folder: [], overwrite=True)
+    assert _saved.load(tmp_path / "m")["version"] == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_damaged_descriptions_of_imputers(tmp_path: Path) -> None:
+    _saved.save(tmp_path / "m", {"preset": "default"}, lambda folder: [], overwrite=False)
+    with pytest.raises(ValueError, match=r"m holds no readable CNNImputer: imputer.json has no 'genes'"):
+        _saved.load(tmp_path / "m")["genes"]
+    for text, match in (("3", "is damaged"), ("{", "is damaged"), ("[]", "has format None"), ("{}", "has format None")):
+        (tmp_path / "m" / "imputer.json").write_text(text)
+        with pytest.raises(ValueError, match=match):
+            _saved.load(tmp_path / "m")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileExistsError, match="mine exists"):
+        _saved.save(tmp_path / "mine", {}, lambda folder: [], overwrite=True)
+    with pytest.raises(FileNotFoundError, match="holds no saved CNNImputer"):
+        _saved.load(tmp_path / "mine")
+
+
 def test_unreadable_input(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.h5ad"
     truncated, text = tmp_path / "truncated.h5ad", tmp_path / "text.h5ad"
@@ -210,6 +350,49 @@ def test_options_mirror_the_keywords() -> None:
                 continue
             assert options[name].default == parameter.default
             assert options[name].help
+
+
+def test_annotations_become_options() -> None:
+    def function(
+        adata: Any,
+        *,
+        model: str = "a",
+        mask_var: str | np.ndarray | None = None,
+        layers: Sequence[str] = (),
+        efficiency: float | str | None = None,
+        choice: Literal["x", "y"] = "x",
+        n: int | None = None,
+        flag: bool = False,
+        copy: bool = False,
+    ) -> None:
+        """Do it.
+
+        Parameters
+        ----------
+        adata
+            Data.
+        model, mask_var, layers, efficiency, choice, n, flag
+            A text of 5 %.
+        copy
+            Copy.
+
+        Returns
+        -------
+        Nothing.
+        """
+
+    parser = argparse.ArgumentParser()
+    _cli._mirror(parser, function)
+    options = {action.dest: action for action in parser._actions}
+    assert "copy" not in options
+    assert options["mask_var"].metavar == "KEY"
+    assert options["model"].metavar == "MODEL"
+    assert "A text of 5 %." in parser.format_help()
+    arguments = "--model b --mask-var hv --layers X y --efficiency 0.5 --choice y --n 3 --flag"
+    found = vars(parser.parse_args(arguments.split()))
+    expected = {"model": "b", "mask_var": "hv", "layers": ["X", "y"], "efficiency": 0.5, "choice": "y", "n": 3}
+    assert found == {**expected, "flag": True}
+    assert parser.parse_args([]).mask_var is None
 
 
 def test_warnings_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
