@@ -16,6 +16,9 @@ N_SINGLE_TERMS = 64  # numbers of molecules that are summed one by one; beyond, 
 GROWTH = 0.04  # width of such a range, relative to where it is: errors of the moments stay below 0.2 %
 MAX_RANGES = 1000  # bounds the loop; ranges that grow by 4 % pass 1e17 molecules by then
 INVERSE = 1 / np.arange(1, N_SINGLE_TERMS + 1)
+N_SERIES = 10  # terms of the series for few missed molecules
+SERIES_RANGE = 0.3  # largest mean, and mean over shape, for it: 0.3^11 is below 2e-6
+EXPM1_RANGE = 0.15  # 0.15^5 / 720 is below 2e-6
 MAX_FACTORS = 8  # counts up to this are multiplied as factors; above, logarithms and gamma functions are faster
 MIN_PRODUCT = 1e-100  # a running product below this, or above its inverse, is turned into a logarithm
 
@@ -234,16 +237,20 @@ def take_missed(  # type: ignore[no-untyped-def]
     indptr, indices, position, scores, loadings, shape, times, bound, wanted, starts, genes, missed
 ):
     """Genes of these zeros and their expected missed molecules, row by row from ``starts[i]``; see `count_missed`."""
+    n_wanted = shape.size
     for i in prange(starts.size - 1):
-        row = np.empty(shape.size, dtype=np.float32)
+        row = np.empty(n_wanted, dtype=np.float32)
         _missed_row(indices[indptr[i] : indptr[i + 1]], position, scores[i], loadings, shape, times[i], bound, row)
-        entry = starts[i]
-        for g in range(row.size):
+        # Written always and advanced if kept: which zeros are kept cannot be predicted, and a branch would cost more.
+        own_genes, own_missed = np.empty(n_wanted, dtype=np.int32), np.empty(n_wanted, dtype=np.float32)
+        n = 0
+        for g in range(n_wanted):
             mu = row[g]
-            if mu >= 0.0:
-                genes[entry] = wanted[g]
-                missed[entry] = mu * shape[g] * times[i] / (shape[g] + mu)
-                entry += 1
+            own_genes[n] = wanted[g]
+            own_missed[n] = mu * shape[g] * times[i] / (shape[g] + mu)
+            n += mu >= 0.0
+        genes[starts[i] : starts[i + 1]] = own_genes[:n]
+        missed[starts[i] : starts[i + 1]] = own_missed[:n]
 
 
 @njit(parallel=True, cache=True)
@@ -300,28 +307,56 @@ def log_moments(mean, r, scale, logs):  # type: ignore[no-untyped-def]
     return present, total / seen, squares / seen
 
 
+def series_coefficients(shape):  # type: ignore[no-untyped-def]
+    """``prod_j (1 + j / r) / k!`` for each shape and k = 1, ..., `N_SERIES`; see :func:`value_missed`."""
+    k = np.arange(1, N_SERIES + 1)
+    return np.cumprod((1.0 + (k - 1) / shape[:, None]) / k, axis=1)
+
+
 @njit(parallel=True, cache=True)
 def value_missed(  # type: ignore[no-untyped-def]
-    indptr, genes, missed, correction, shape, efficiency, library_size, target_sum, logarithmic, values, deviation
-):
+    indptr, genes, missed, correction, shape, coefficients, efficiency, library_size, target_sum, logarithmic, values,
+    deviation,
+):  # fmt: skip
     """What zeros are worth, and the standard deviation of log1p of that per `target_sum`; see `posterior_mean`.
 
     CSR entries: those of cell i are ``indptr[i]:indptr[i + 1]``. `missed` molecules are multiplied by the exponential of
     `correction`. Empty `deviation` is not filled.
+
+    Means of the logarithm over few missed molecules come from Newton's forward differences at 0: with factorial moments
+    ``m^k prod_j (1 + j / r)``, ``E f(N) = sum_k (m^k / k!) prod_j (1 + j / r) (Delta^k f)(0)``, whose terms fall at least
+    as ``(m max(1, 1 / r))^k``.
     """
     for i in prange(indptr.size - 1):
         c, unit = np.float64(efficiency[i]), target_sum / max(library_size[i], 1.0)
         logs = np.log1p(unit * c * np.arange(N_SINGLE_TERMS + 1))
+        differences = logs[: N_SERIES + 1].copy()
+        for k in range(1, N_SERIES + 1):
+            for n in range(N_SERIES, k - 1, -1):
+                differences[n] -= differences[n - 1]
         for entry in range(indptr[i], indptr[i + 1]):
             mean = np.float64(missed[entry])
             if correction[entry] != 0.0:
                 mean *= math.exp(correction[entry])
-            if logarithmic or deviation.size:
-                present, first, second = log_moments(mean, np.float64(shape[genes[entry]]), unit * c, logs)
+            if not logarithmic:
+                values[entry] = mean * c
+                if deviation.size == 0:
+                    continue
+            r = shape[genes[entry]]
+            if deviation.size == 0 and mean < SERIES_RANGE and mean < SERIES_RANGE * r:
+                of_gene = coefficients[genes[entry]]
+                value = 0.0
+                for k in range(N_SERIES - 1, -1, -1):
+                    value = (value + of_gene[k] * differences[k + 1]) * mean
+            else:
+                present, first, second = log_moments(mean, r, unit * c, logs)
                 value = present * first
                 if deviation.size:
                     deviation[entry] = math.sqrt(max(present * second - value * value, 0.0))
-                if logarithmic:
-                    values[entry] = (math.exp(value) - 1.0) / unit
-            if not logarithmic:
-                values[entry] = mean * c
+            if logarithmic:
+                # exp(x) - 1 by its series where that is exact to single precision.
+                if value < EXPM1_RANGE:
+                    raised = value * (1.0 + value * (1 / 2 + value * (1 / 6 + value * (1 / 24 + value * (1 / 120)))))
+                else:
+                    raised = math.exp(value) - 1.0
+                values[entry] = raised / unit

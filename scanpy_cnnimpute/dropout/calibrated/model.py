@@ -14,7 +14,7 @@ from ...metrics import reliability_curve
 from ..base import CALLED, Clusters, DropoutFit, DropoutModel
 from .factorisation import N_STARTS, combine, describe_cells, factorise
 from .held_out import HeldOut
-from .kernels import count_missed, dropout_probability, missed_of_probability, take_missed, value_missed
+from .kernels import count_missed, dropout_probability, missed_of_probability, series_coefficients, take_missed, value_missed
 from .splitting import split_molecules
 
 if TYPE_CHECKING:
@@ -200,6 +200,10 @@ class CalibratedModel(DropoutModel):
     def _loadings_by_factor(self) -> np.ndarray:
         return np.ascontiguousarray(self.loadings.T)
 
+    @cached_property
+    def _series(self) -> np.ndarray:
+        return series_coefficients(self.shape)
+
     def probability(self, counts: sp.csr_array, cells: CalibratedCells) -> np.ndarray:
         """Probability that a zero hides a molecule; 0 where something was counted."""
         out = np.empty((cells.library_size.size, self.shape.size), dtype=np.float32)
@@ -300,7 +304,7 @@ class CalibratedModel(DropoutModel):
         deviation = np.empty(genes.size if return_std else 0, dtype=np.float32)
         of_cells = cells.capture_efficiency, cells.library_size
         value_missed(
-            indptr, genes, missed, correction, self.shape, *of_cells, TARGET_SUM, logarithmic, values, deviation
+            indptr, genes, missed, correction, self.shape, self._series, *of_cells, TARGET_SUM, logarithmic, values, deviation
         )
         return values, deviation if return_std else None
 
