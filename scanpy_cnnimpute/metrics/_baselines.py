@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from .._checks import check_choice
-from .._matrix import BLOCK_BYTES, log_normalised, to_csr
+from .._matrix import log_normalised, to_csr
 from .._threads import single_threaded_blas
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ ITERATIONS = 50  # of that completion, from residuals of zero; a fixed choice th
 OVERSAMPLING = 10  # further dimensions of a randomised decomposition: scikit-learn's default (Halko 2011)
 POWER_ITERATIONS = 20  # from a random start: the 15th singular value of PBMC 3k is then 0.1 % below the exact one
 PRIOR_CELLS = 20  # weight of the common slope, as a number of cells of typical library sizes; a fixed choice
+BLOCK_BYTES = 2**21  # of a dense float32 block of cells; tuned on PBMC 3k: larger ones leave the processor's cache
 WARM_STEPS = 2  # of subspace iteration from the space before: on 90 x 70 simulated counts log1p then differs by < 0.03
 MIN_VARIATION = 1e-12  # sum of squares of log library sizes that counts as zero: above rounding errors in float64
 
