@@ -65,7 +65,7 @@ class ArrayRecord:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All fields as arrays by name; the arrays of a list are numbered ``name_0``, ``name_1``, ..."""
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for name, spec in self.specs().items():
             value = getattr(self, name)
             if spec.is_list:

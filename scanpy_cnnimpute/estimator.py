@@ -59,17 +59,17 @@ class CNNImputer:
     genes_, clusters_
         Names, ``(n_genes,)`` and ``(n_clusters,)``.
     status_
-        ``(n_genes, n_clusters)`` int8, positions in :data:`scanpy_cnnimpute.imputation.STATUSES`; one column for imputers
-        without clusters.
+        ``(n_genes, n_clusters)`` int8, positions in :data:`scanpy_cnnimpute.imputation.STATUSES`; one column for
+        imputers without clusters.
     history_
         One dict per network: ``cluster``, ``subset``, ``n_targets``, ``n_inputs``, ``loss``, ``val_loss`` per epoch,
         or per check of the validation loss with the default preset, of which the first is before any training.
 
     Notes
     -----
-    What :func:`~scanpy_cnnimpute.pp.cnn_impute` does, for arrays and for new cells. Values are counts on the way in and on
-    the way out. Cells of a saved imputer's kind are described by their own counts: it does not matter which others are
-    there.
+    What :func:`~scanpy_cnnimpute.pp.cnn_impute` does, for arrays and for new cells. Values are counts on the way in and
+    on the way out. Cells of a saved imputer's kind are described by their own counts: it does not matter which others
+    are there.
 
     Examples
     --------
@@ -198,8 +198,8 @@ class CNNImputer:
         layer
             Layer of the AnnData with the counts. Default: its `X`.
         dropout
-            As in :meth:`fit`. Default: those of the fitted model; if :meth:`fit` was given probabilities, every zero of a
-            gene that can be imputed is missing.
+            As in :meth:`fit`. Default: those of the fitted model; if :meth:`fit` was given probabilities, every zero of
+            a gene that can be imputed is missing.
         clusters
             ``preset="paper"``: names out of ``clusters_``; ``None`` among them leaves a cell as it is. Default: the
             cluster with the most correlated mean profile.
@@ -213,9 +213,9 @@ class CNNImputer:
         Returns
         -------
         The counts with the missing entries predicted: dense if the counts are dense, else CSR. Observed counts are
-        bit-identical; the dtype is that of the counts, or the floating point type that holds its values and float32. With
-        ``return_std=True`` a pair: these and, dense or CSR, the standard deviations of the predicted entries, 0 elsewhere,
-        float32.
+        bit-identical; the dtype is that of the counts, or the floating point type that holds its values and float32.
+        With ``return_std=True`` a pair: these and, dense or CSR, the standard deviations of the predicted entries, 0
+        elsewhere, float32.
 
         Raises
         ------
@@ -370,7 +370,7 @@ class CNNImputer:
         def part(prefix: str) -> dict[str, np.ndarray]:
             return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
-        imputer: Any = kind.from_arrays(  # type: ignore[call-arg]
+        imputer: Any = kind.from_arrays(
             part("imputer_"),
             sizes,
             settings=settings,
@@ -553,7 +553,7 @@ def _reordered(parts: Iterator[Imputed], order: np.ndarray) -> Iterator[Imputed]
         return new
 
     for part in parts:
-        yield Imputed(cells=part.cells, values=moved(part.values), deviation=moved(part.deviation))  # type: ignore[arg-type]
+        yield Imputed(cells=part.cells, values=moved(part.values), deviation=moved(part.deviation))
 
 
 def _assemble(matrix: Any, counts: sp.csr_array, parts: Iterator[Imputed], *, return_std: bool) -> Any:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from helpers import QUICK, dense, simulate
+from scanpy_cnnimpute.imputation.adam import FusedAdam
 
 from scanpy_cnnimpute import CNNImputer, _matrix
 from scanpy_cnnimpute.imputation import STATUSES, _inputs, _model, _training
-from scanpy_cnnimpute.imputation.adam import FusedAdam
 from scanpy_cnnimpute.presets import PRESETS, NetworkSettings, resolve
 
 SMALL = NetworkSettings(n_targets=8, max_epochs=3)

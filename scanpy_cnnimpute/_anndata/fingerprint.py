@@ -45,8 +45,8 @@ def add_fingerprint(
 
     Notes
     -----
-    Totals of the cells and genes tell whether counts were replaced or moved, hashes of the gene names whether names were,
-    and the id of the fit, kept for each cell and gene, whether parts of several fits were put together.
+    Totals of the cells and genes tell whether counts were replaced or moved, hashes of the gene names whether names
+    were, and the id of the fit, kept for each cell and gene, whether parts of several fits were put together.
     """
     if built_on is not None:
         return {"format": FORMAT, "built_on": int(adata.uns[built_on]["fingerprint"]["fit"])}
@@ -93,8 +93,8 @@ def check_fingerprint(adata: AnnData, key: str, counts: csr_array) -> None:
         n_other = int((np.asarray(ids)[:, 0] != int(record["fit"])).sum())
         if n_other:
             msg = (
-                f"{n_other} of the {what} do not come from the fit stored under {key!r}, as after anndata.concat of data "
-                f"with several fits. {again}"
+                f"{n_other} of the {what} do not come from the fit stored under {key!r}, as after anndata.concat of "
+                f"data with several fits. {again}"
             )
             raise ValueError(msg)
     _check_names(adata, key, again)
@@ -109,7 +109,8 @@ def _check_built_on(adata: AnnData, key: str, base: str) -> None:
     """A fit that goes on from another one does not outlive it."""
     now = adata.uns[base]["fingerprint"]["fit"] if base in adata.uns and "fingerprint" in adata.uns[base] else None
     if adata.uns[key]["fingerprint"]["built_on"] != now:
-        msg = f"{key!r} goes on from another fit than the one now stored under {base!r}. Run {written_by(adata, key)} again."
+        again = f"Run {written_by(adata, key)} again."
+        msg = f"{key!r} goes on from another fit than the one now stored under {base!r}. {again}"
         raise ValueError(msg)
 
 
@@ -121,9 +122,9 @@ def _check_names(adata: AnnData, key: str, again: str) -> None:
     if moved.any():
         first = adata.var_names[np.flatnonzero(moved)[0]]
         msg = (
-            f"{int(moved.sum())} genes of adata.var, such as {first!r}, stand at the counts of other genes than when {key!r} "
-            f"was fitted, as after adata.var = adata.var.sort_values(...), which leaves X as it is. Reorder with "
-            f"adata[:, names] instead, or, if X was wrong before: {again}"
+            f"{int(moved.sum())} genes of adata.var, such as {first!r}, stand at the counts of other genes than when "
+            f"{key!r} was fitted, as after adata.var = adata.var.sort_values(...), which leaves X as it is. Reorder "
+            f"with adata[:, names] instead, or, if X was wrong before: {again}"
         )
         raise ValueError(msg)
 
@@ -134,8 +135,8 @@ def _check_totals(what: str, now: np.ndarray, then: np.ndarray, key: str, again:
     n_wrong = int((~(difference <= TOLERANCE * np.maximum(then, 1.0))).sum())
     if n_wrong:
         msg = (
-            f"The counts are not those that {key!r} was fitted to: the totals of {n_wrong} {what} differ from those at the "
-            f"time of the fit. {again}"
+            f"The counts are not those that {key!r} was fitted to: the totals of {n_wrong} {what} differ from those at "
+            f"the time of the fit. {again}"
         )
         raise ValueError(msg)
 

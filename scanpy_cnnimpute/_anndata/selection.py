@@ -11,7 +11,7 @@ from anndata import AnnData
 
 
 def selected_genes(adata: AnnData, mask_var: Any) -> np.ndarray:
-    """Genes that `mask_var` selects, ``(n_vars,)`` bool: a boolean column of `.var`, a boolean array, or None for all."""
+    """Genes that a boolean column of `.var` or a boolean array selects, ``(n_vars,)`` bool; None selects all."""
     if mask_var is None:
         return np.ones(adata.n_vars, dtype=bool)
     if isinstance(mask_var, str):

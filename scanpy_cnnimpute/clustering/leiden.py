@@ -30,8 +30,8 @@ def leiden(points: np.ndarray, *, resolution: float, random_state: int) -> np.nd
     Traag, Waltman & van Eck, Sci Rep 9 (2019), with the quality function that Scanpy passes to leidenalg: modularity
     with a resolution (Reichardt & Bornholdt).
     """
-    import igraph  # type: ignore[import-untyped]
-    import leidenalg  # type: ignore[import-untyped]
+    import igraph
+    import leidenalg
 
     weights = sp.triu(shared_neighbors(points), k=1, format="coo")
     graph = igraph.Graph(n=points.shape[0], edges=np.column_stack(weights.coords), directed=False)

@@ -33,9 +33,9 @@ def cnn_imputed(
     Parameters
     ----------
     adata
-        Annotated data after :func:`~scanpy_cnnimpute.pp.cnn_impute` with the default preset; genes and cells may have been
-        dropped since. Genes that have lost one of their correlated genes are given without the network's correction,
-        which a warning says.
+        Annotated data after :func:`~scanpy_cnnimpute.pp.cnn_impute` with the default preset; genes and cells may have
+        been dropped since. Genes that have lost one of their correlated genes are given without the network's
+        correction, which a warning says.
     genes, cells
         What an AnnData can be indexed with: names, positions, masks, slices. Default: all.
     key
@@ -43,8 +43,8 @@ def cnn_imputed(
 
     Returns
     -------
-    ``(n_cells, n_genes)`` counts, float32 where that holds the observed counts, else float64: equal to the layer's up to
-    rounding of the network (relative 1e-5).
+    ``(n_cells, n_genes)`` counts, float32 where that holds the observed counts, else float64: equal to the layer's up
+    to rounding of the network (relative 1e-5).
 
     Raises
     ------

@@ -28,8 +28,8 @@ def fill_zeros(matrix: Any, counts: sp.csr_array, predictions: Iterable[Imputed]
 
     Returns
     -------
-    Dense if `matrix` is dense, else CSR, a matrix or an array like `matrix`. The dtype holds both the counts and float32;
-    observed counts are bit-identical.
+    Dense if `matrix` is dense, else CSR, a matrix or an array like `matrix`. The dtype holds both the counts and
+    float32; observed counts are bit-identical.
     """
     dtype = np.result_type(matrix.dtype, np.float32)
     if isinstance(matrix, np.ndarray):

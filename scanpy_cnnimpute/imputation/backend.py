@@ -27,7 +27,7 @@ def needs_compilation() -> bool:
 
 
 def layer_dtype() -> str:
-    """Precision of the layers: mixed if the user's dtype policy is mixed, otherwise single, whatever ``floatx`` says."""
+    """Precision of the layers: mixed if the user's dtype policy is, otherwise single, whatever ``floatx`` says."""
     from keras import config
 
     policy = config.dtype_policy().name
@@ -49,9 +49,9 @@ def check_backend() -> None:
 
     if keras.backend.backend() == "tensorflow":
         msg = (
-            "TensorFlow runs in graph mode in this process: another package has called disable_eager_execution(), as DCA "
-            "does. Run the imputation in a process of its own, or set the environment variable KERAS_BACKEND to 'jax' or "
-            "'torch' before Python starts."
+            "TensorFlow runs in graph mode in this process: another package has called disable_eager_execution(), as "
+            "DCA does. Run the imputation in a process of its own, or set the environment variable KERAS_BACKEND to "
+            "'jax' or 'torch' before Python starts."
         )
         raise RuntimeError(msg)
 

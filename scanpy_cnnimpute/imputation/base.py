@@ -116,8 +116,8 @@ class Imputed:
 class Imputer(ArrayRecord, ABC):
     """A fitted imputer: arrays that predict any cells and genes from counts and dropout probabilities.
 
-    A subclass is a dataclass of arrays in a file of this package, with a ``status``, ``(n_genes, n_columns)`` int8 positions
-    in :data:`STATUSES`, and a ``history``, one dict per network.
+    A subclass is a dataclass of arrays in a file of this package, with a ``status``, ``(n_genes, n_columns)`` int8
+    positions in :data:`STATUSES`, and a ``history``, one dict per network.
     """
 
     preset: ClassVar[str]

@@ -10,8 +10,9 @@ from keras import backend, ops, optimizers
 class FusedAdam(optimizers.Adam):
     """Keras' Adam; with TensorFlow each variable is updated by one fused operation instead of ten.
 
-    The published network has ten million weights: Keras' own update reads and writes all of them in each of its operations,
-    which takes longer than the gradients. Same formula, Kingma and Ba (2015); with `weight_decay` it is AdamW.
+    The published network has ten million weights: Keras' own update reads and writes all of them in each of its
+    operations, which takes longer than the gradients. Same formula, Kingma and Ba (2015); with `weight_decay` it is
+    AdamW.
     """
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:

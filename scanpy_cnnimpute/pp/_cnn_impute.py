@@ -106,9 +106,9 @@ def cnn_impute(
         nothing is there. If there is a layer with this name, its probabilities are used, also if you changed them
         or made them yourself.
     cluster_key
-        Column of `.obs` with clusters. The default preset needs none; if they are given, the summary has a row for each.
-        The paper's preset trains networks in each: by default in the clusters of the dropout model; for a dropout layer
-        of your own in ``"cnn_cluster"`` if it is there, else in all cells together.
+        Column of `.obs` with clusters. The default preset needs none; if they are given, the summary has a row for
+        each. The paper's preset trains networks in each: by default in the clusters of the dropout model; for a dropout
+        layer of your own in ``"cnn_cluster"`` if it is there, else in all cells together.
     estimate
         ``"posterior_mean"``: what a zero is worth on average, the molecules that its dropout probability implies,
         corrected by the network, on the scale of log1p(CP10k); for log-normalised data. ``"expected_count"``: the same
@@ -126,7 +126,7 @@ def cnn_impute(
         Default preset: also write the standard deviations.
     store
         ``"layer"`` writes the imputed counts as a layer besides the fitted imputer, ``"params"`` does not (see
-        :func:`~scanpy_cnnimpute.get.cnn_imputed`), ``"auto"`` does if it takes at most `max_layer_bytes`. The networks of
+        :func:`~scanpy_cnnimpute.get.cnn_imputed`), ``"auto"`` does if it takes at most `max_layer_bytes`. Networks of
         ``preset="paper"`` are too large to be stored: its layer is always written.
     max_layer_bytes
         Largest layer that ``store="auto"`` writes.
@@ -174,8 +174,8 @@ def cnn_impute(
 
     ``.layers[key_added]``
         ``(n_obs, n_vars)`` counts, the unit of the input, if `store` says so: observed counts bit-identical, dropouts
-        predicted. CSR if the input is sparse, else dense; float32 where that holds the counts of the input, else float64.
-        Normalise it with the library sizes of the observed counts.
+        predicted. CSR if the input is sparse, else dense; float32 where that holds the counts of the input, else
+        float64. Normalise it with the library sizes of the observed counts.
     ``.layers[f"{key_added}_std"]``
         With ``return_std=True``: ``(n_obs, n_vars)`` float32 standard deviations at the imputed entries, 0 elsewhere:
         of log1p(counts) around the conditional estimate, else of log1p(CP10k).
@@ -201,8 +201,8 @@ def cnn_impute(
     -----
     Paper: "CNN-based model construction". The same seed gives the same bits at the same number of threads.
     Keras runs the networks on the backend that is configured, on a GPU where the backend sees one. Memory beyond the
-    counts: the imputed layer, some 200 MB of blocks, and with ``preset="paper"`` a network of 132 MB with its optimizer.
-    A CSR layer takes 8 bytes per non-zero, more than a dense one when most zeros are imputed.
+    counts: the imputed layer, some 200 MB of blocks, and with ``preset="paper"`` a network of 132 MB with its
+    optimizer. A CSR layer takes 8 bytes per non-zero, more than a dense one when most zeros are imputed.
 
     Examples
     --------
@@ -318,8 +318,8 @@ def choose(adata: AnnData, request: ImputeRequest, overrides: dict[str, Any]) ->
     able = imputer.preset != "paper" and _is_calibrated(adata, request.dropout_key, imputer)
     if (imputer.needs_calibrated or request.gate) and not able:
         msg = (
-            f"estimate={request.estimate!r}, gate={request.gate!r} need preset='default' and a calibrated dropout model; this "
-            f"is preset={request.preset!r} with {_model_name(adata, request.dropout_key, imputer)} under "
+            f"estimate={request.estimate!r}, gate={request.gate!r} need preset='default' and a calibrated dropout "
+            f"model; this is preset={request.preset!r} with {_model_name(adata, request.dropout_key, imputer)} under "
             f"{request.dropout_key!r}. Run pp.dropout_prob(adata, model='calibrated') or pass estimate='conditional', "
             "gate=False."
         )
@@ -329,8 +329,8 @@ def choose(adata: AnnData, request: ImputeRequest, overrides: dict[str, Any]) ->
         raise ValueError(msg)
     if request.store == "params" and not imputer.is_stored:
         msg = (
-            f"store='params' needs preset='default': the networks of preset={request.preset!r} are too large to be stored. "
-            "Pass store='layer', or save them with CNNImputer."
+            f"store='params' needs preset='default': the networks of preset={request.preset!r} are too large to be "
+            "stored. Pass store='layer', or save them with CNNImputer."
         )
         raise ValueError(msg)
     check_backend()
@@ -404,7 +404,7 @@ def _check_origin(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) 
         )
         raise ValueError(msg)
     if fitted_key in adata.obs:
-        names = np.append(adata.uns[key]["clusters"], None)
+        names = np.array([*adata.uns[key]["clusters"], None], dtype=object)  # the code -1 picks the last
         fitted = pd.Series(names[adata.obs[f"{key}_cluster"].to_numpy()], index=adata.obs_names, dtype=object)
         today = adata.obs[fitted_key].astype(object).map(str, na_action="ignore")
         if (fitted.notna() & (fitted != today)).any():

@@ -100,13 +100,13 @@ def dropout_prob(
     ``.varm[f"{key_added}_shape"]``
         Calibrated: ``(n_vars, 1)`` shape of the negative binomial distribution around it; small is over-dispersed.
     ``.varm[f"{key_added}_gain"]``
-        Calibrated: ``(n_vars, 1)`` how much better held-out molecules were predicted than by the gene's mean or, if that
-        gain is larger, by leaving the zeros, in standard errors; NaN if there was nothing to compare.
+        Calibrated: ``(n_vars, 1)`` how much better held-out molecules were predicted than by the gene's mean or, if
+        that gain is larger, by leaving the zeros, in standard errors; NaN if there was nothing to compare.
     ``.varm[f"{key_added}_{name}"]``
         Gamma-normal: ``(n_vars, n_clusters)`` float64, for the names ``rate`` (proportion of the gamma),
         ``alpha`` and ``beta`` (its shape and rate), ``mu`` and ``sigma`` (mean and standard deviation of the normal),
-        in units of log10(CPM + 1.01); NaN where nothing was fitted. ``status``: 0 for modelled genes, otherwise why not,
-        as a position in :data:`scanpy_cnnimpute.dropout.gamma_normal.model.STATUSES`. Columns are
+        in units of log10(CPM + 1.01); NaN where nothing was fitted. ``status``: 0 for modelled genes, otherwise why
+        not, as a position in :data:`scanpy_cnnimpute.dropout.gamma_normal.model.STATUSES`. Columns are
         ``.uns[key_added]["clusters"]``.
     ``.obs[f"{key_added}_cluster"]``
         Gamma-normal: position of the cell's cluster in ``.uns[key_added]["clusters"]``, -1 for none.
@@ -115,9 +115,9 @@ def dropout_prob(
         ``n_cells``, ``n_modelled`` (genes) and ``zeros_called`` (share of its zeros with a probability above 0.5);
         for the gamma-normal model ``collapsed``, the share of modelled genes whose gamma describes the zeros alone;
         for the calibrated model ``dropouts`` (mean probability of its zeros; both of at most 2,000 cells) and ``gain``
-        (share of the genes that gain). For the calibrated model also ``reliability``: stated probability against observed
-        share at zeros of one part of the molecules, whose other part is the truth. It judges what is expected and its
-        spread (fitted to the same split), not the capture efficiency.
+        (share of the genes that gain). For the calibrated model also ``reliability``: stated probability against
+        observed share at zeros of one part of the molecules, whose other part is the truth. It judges what is expected
+        and its spread (fitted to the same split), not the capture efficiency.
 
     The further keys that start with `key_added` complete the model: with them :func:`~scanpy_cnnimpute.pp.cnn_impute`
     goes on from this fit, and a fit that no longer belongs to the data is refused.
@@ -129,9 +129,10 @@ def dropout_prob(
 
     Notes
     -----
-    Calibrated: :class:`scanpy_cnnimpute.dropout.calibrated.CalibratedModel`. Gamma-normal: equations 1 and 2 of the paper
-    with the published program's rules; see :func:`scanpy_cnnimpute.dropout.gamma_normal.fit_mixture`. Neither depends on
-    the number of threads. :func:`scanpy_cnnimpute.get.dropout_prob` gives any part of the matrix without the layer.
+    Calibrated: :class:`scanpy_cnnimpute.dropout.calibrated.CalibratedModel`. Gamma-normal: equations 1 and 2 of the
+    paper with the published program's rules; see :func:`scanpy_cnnimpute.dropout.gamma_normal.fit_mixture`. Neither
+    depends on the number of threads. :func:`scanpy_cnnimpute.get.dropout_prob` gives any part of the matrix without the
+    layer.
 
     Examples
     --------

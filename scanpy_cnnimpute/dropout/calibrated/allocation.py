@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import ThreadPoolExecutor
 
-# Share of non-zeros above which dense matrix products are faster than a loop over the entries (measured at 3,000 cells).
+# Share of non-zeros above which dense matrix products are faster than a loop over the entries (measured at 3,000
+# cells).
 DENSE_SHARE = 0.3
 # Bytes of a dense float32 block: it stays in a core's second-level cache.
 BLOCK_BYTES = 2**20

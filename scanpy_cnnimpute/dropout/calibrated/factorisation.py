@@ -63,9 +63,9 @@ def factorise(counts: sp.csr_array, starts: Sequence[np.random.Generator | Facto
 
     Notes
     -----
-    Counts are Poisson with mean ``L_i p_j sum_k theta_ik beta_jk`` (L_i library size, p_j share of the gene), with gamma
-    priors whose means make it ``L_i p_j``. The shape of the prior of beta is fitted, so that data without structure give
-    the gene's mean. Mean-field variational inference (Gopalan, Hofman and Blei 2015).
+    Counts are Poisson with mean ``L_i p_j sum_k theta_ik beta_jk`` (L_i library size, p_j share of the gene), with
+    gamma priors whose means make it ``L_i p_j``. The shape of the prior of beta is fitted, so that data without
+    structure give the gene's mean. Mean-field variational inference (Gopalan, Hofman and Blei 2015).
     """
     library_size = counts.sum(axis=1, dtype=np.float64)
     share = counts.sum(axis=0, dtype=np.float64) / max(library_size.sum(), 1.0)

@@ -1,6 +1,7 @@
 """Compiled loops of the calibrated model: one row or gene per parallel iteration, so threads never change a result.
 
-Single-precision results use ``log(1 + x)`` and ``exp(x) - 1`` in double precision, which are faster than log1p and expm1.
+Single-precision results use ``log(1 + x)`` and ``exp(x) - 1`` in double precision, which are faster than log1p and
+expm1.
 """
 
 from __future__ import annotations
@@ -79,10 +80,10 @@ def allocate(indptr, indices, data, own, other, out):  # type: ignore[no-untyped
 def shape_likelihood(train, test, expected, ratio, shapes, out):  # type: ignore[no-untyped-def]
     """Log likelihood, but for a constant, of the second molecules of each gene given its first, for each shape.
 
-    Dense ``(n_genes, n_cells)`` blocks of integer counts and of expected first counts; `ratio` turns these into expected
-    second counts, for each cell; `out` is ``(n_genes, n_shapes)``. Given a gamma distributed rate of shape r, the second count
-    is negative binomial with shape ``r + first``. Factors are multiplied where possible: a logarithm, or a gamma
-    function of a small count, takes longer.
+    Dense ``(n_genes, n_cells)`` blocks of integer counts and of expected first counts; `ratio` turns these into
+    expected second counts, for each cell; `out` is ``(n_genes, n_shapes)``. Given a gamma distributed rate of shape r,
+    the second count is negative binomial with shape ``r + first``. Factors are multiplied where possible: a logarithm,
+    or a gamma function of a small count, takes longer.
     """
     n_genes, n_cells = train.shape
     for g in prange(n_genes):
@@ -144,8 +145,8 @@ def held_out_gain(  # type: ignore[no-untyped-def]
     """Gain of the model on second counts where the first are zero, and its square, both summed over cells.
 
     CSR counts by gene; `scores` ``(n_factors, n_cells)``. ``over_mean[g]`` is the gain in Poisson deviance over the
-    gene's mean rate times the cell's exposure, ``over_zero[g]`` the gain in squared error over leaving the zeros. `ratio`
-    turns expected first counts into second ones; cells whose exposure is 0 take no part.
+    gene's mean rate times the cell's exposure, ``over_zero[g]`` the gain in squared error over leaving the zeros.
+    `ratio` turns expected first counts into second ones; cells whose exposure is 0 take no part.
     """
     n_genes, n_cells = loadings.shape[0], scores.shape[1]
     for g in prange(n_genes):
@@ -220,8 +221,8 @@ def _missed_row(counted, position, scores, loadings, shape, times, bound, row): 
 def count_missed(indptr, indices, position, scores, loadings, shape, times, bound, sizes):  # type: ignore[no-untyped-def]
     """Number of zeros of each cell to impute: those whose expected number of missed molecules exceeds the bound.
 
-    `loadings` ``(n_factors, n_wanted)``, float32 `shape` and `bound` are of the wanted genes; gene j of the CSR counts is
-    ``position[j]`` of these, or none if negative. `times` is ``1 / c - 1`` for the share c of molecules counted.
+    `loadings` ``(n_factors, n_wanted)``, float32 `shape` and `bound` are of the wanted genes; gene j of the CSR counts
+    is ``position[j]`` of these, or none if negative. `times` is ``1 / c - 1`` for the share c of molecules counted.
     """
     for i in prange(sizes.size):
         row = np.empty(shape.size, dtype=np.float32)
@@ -270,8 +271,8 @@ def missed_of_probability(indptr, genes, probability, shape, times, missed):  # 
 def log_moments(mean, r, scale, logs):  # type: ignore[no-untyped-def]
     """Probability that N > 0, and mean and mean square of log1p(scale N) given that; N negative binomial of shape r.
 
-    `logs` holds log1p(scale n) up to `N_SINGLE_TERMS`. Small numbers are summed term by term, larger ones in ranges that
-    grow with N.
+    `logs` holds log1p(scale n) up to `N_SINGLE_TERMS`. Small numbers are summed term by term, larger ones in ranges
+    that grow with N.
     """
     step = mean / (r + mean)
     log_nothing = -r * math.log(1.0 + mean / r)
@@ -313,6 +314,33 @@ def series_coefficients(shape):  # type: ignore[no-untyped-def]
     return np.cumprod((1.0 + (k - 1) / shape[:, None]) / k, axis=1)
 
 
+@njit(cache=True)
+def _forward_differences(values):  # type: ignore[no-untyped-def]
+    """Newton's forward differences of all orders at the first value."""
+    differences = values.copy()
+    for k in range(1, values.size):
+        for n in range(values.size - 1, k - 1, -1):
+            differences[n] -= differences[n - 1]
+    return differences
+
+
+@njit(cache=True)
+def _series_mean(mean, coefficients, differences):  # type: ignore[no-untyped-def]
+    """Mean of a function of few missed molecules from its forward differences; see `value_missed`."""
+    total = 0.0
+    for k in range(coefficients.size - 1, -1, -1):
+        total = (total + coefficients[k] * differences[k + 1]) * mean
+    return total
+
+
+@njit(cache=True)
+def _expm1(x):  # type: ignore[no-untyped-def]
+    """``exp(x) - 1`` for x >= 0, exact to single precision."""
+    if x < EXPM1_RANGE:
+        return x * (1.0 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120)))))
+    return math.exp(x) - 1.0
+
+
 @njit(parallel=True, cache=True)
 def value_missed(  # type: ignore[no-untyped-def]
     indptr, genes, missed, correction, shape, coefficients, efficiency, library_size, target_sum, logarithmic, values,
@@ -320,43 +348,28 @@ def value_missed(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """What zeros are worth, and the standard deviation of log1p of that per `target_sum`; see `posterior_mean`.
 
-    CSR entries: those of cell i are ``indptr[i]:indptr[i + 1]``. `missed` molecules are multiplied by the exponential of
-    `correction`. Empty `deviation` is not filled.
+    CSR entries: those of cell i are ``indptr[i]:indptr[i + 1]``. `missed` molecules are multiplied by the exponential
+    of `correction`. Empty `deviation` is not filled.
 
     Means of the logarithm over few missed molecules come from Newton's forward differences at 0: with factorial moments
-    ``m^k prod_j (1 + j / r)``, ``E f(N) = sum_k (m^k / k!) prod_j (1 + j / r) (Delta^k f)(0)``, whose terms fall at least
-    as ``(m max(1, 1 / r))^k``.
+    ``m^k prod_j (1 + j / r)``, ``E f(N) = sum_k (m^k / k!) prod_j (1 + j / r) (Delta^k f)(0)``, whose terms fall at
+    least as ``(m max(1, 1 / r))^k``.
     """
+    needs_moments = deviation.size > 0
     for i in prange(indptr.size - 1):
         c, unit = np.float64(efficiency[i]), target_sum / max(library_size[i], 1.0)
         logs = np.log1p(unit * c * np.arange(N_SINGLE_TERMS + 1))
-        differences = logs[: N_SERIES + 1].copy()
-        for k in range(1, N_SERIES + 1):
-            for n in range(N_SERIES, k - 1, -1):
-                differences[n] -= differences[n - 1]
+        differences = _forward_differences(logs[: N_SERIES + 1])
         for entry in range(indptr[i], indptr[i + 1]):
-            mean = np.float64(missed[entry])
+            g, mean = genes[entry], np.float64(missed[entry])
             if correction[entry] != 0.0:
                 mean *= math.exp(correction[entry])
-            if not logarithmic:
-                values[entry] = mean * c
-                if deviation.size == 0:
-                    continue
-            r = shape[genes[entry]]
-            if deviation.size == 0 and mean < SERIES_RANGE and mean < SERIES_RANGE * r:
-                of_gene = coefficients[genes[entry]]
-                value = 0.0
-                for k in range(N_SERIES - 1, -1, -1):
-                    value = (value + of_gene[k] * differences[k + 1]) * mean
-            else:
+            r, value = shape[g], 0.0
+            if needs_moments or (logarithmic and mean >= min(SERIES_RANGE, SERIES_RANGE * r)):
                 present, first, second = log_moments(mean, r, unit * c, logs)
                 value = present * first
-                if deviation.size:
+                if needs_moments:
                     deviation[entry] = math.sqrt(max(present * second - value * value, 0.0))
-            if logarithmic:
-                # exp(x) - 1 by its series where that is exact to single precision.
-                if value < EXPM1_RANGE:
-                    raised = value * (1.0 + value * (1 / 2 + value * (1 / 6 + value * (1 / 24 + value * (1 / 120)))))
-                else:
-                    raised = math.exp(value) - 1.0
-                values[entry] = raised / unit
+            elif logarithmic:
+                value = _series_mean(mean, coefficients[g], differences)
+            values[entry] = _expm1(value) / unit if logarithmic else mean * c

@@ -14,7 +14,14 @@ from ...metrics import reliability_curve
 from ..base import CALLED, Clusters, DropoutFit, DropoutModel
 from .factorisation import N_STARTS, combine, describe_cells, factorise
 from .held_out import HeldOut
-from .kernels import count_missed, dropout_probability, missed_of_probability, series_coefficients, take_missed, value_missed
+from .kernels import (
+    count_missed,
+    dropout_probability,
+    missed_of_probability,
+    series_coefficients,
+    take_missed,
+    value_missed,
+)
 from .splitting import split_molecules
 
 if TYPE_CHECKING:
@@ -90,8 +97,8 @@ class CalibratedModel(DropoutModel):
     shape
         ``(n_genes,)`` shape r of the negative binomial distribution of the counts around it; small is over-dispersed.
     gain
-        ``(n_genes,)`` gain on held-out molecules over the gene's mean or, if larger, over leaving the zeros, in standard
-        errors.
+        ``(n_genes,)`` gain on held-out molecules over the gene's mean or, if larger, over leaving the zeros, in
+        standard errors.
     train_loadings
         ``(n_genes, n_factors)`` loadings fitted to the first set of split molecules alone.
     gene_ids
@@ -194,7 +201,7 @@ class CalibratedModel(DropoutModel):
     @property
     def modelled(self) -> np.ndarray:
         """Genes with a count in the cells of the fit, ``(n_genes, 1)``."""
-        return self.loadings.any(axis=1)[:, None]
+        return (self.loadings != 0).any(axis=1, keepdims=True)
 
     @cached_property
     def _loadings_by_factor(self) -> np.ndarray:
@@ -304,7 +311,17 @@ class CalibratedModel(DropoutModel):
         deviation = np.empty(genes.size if return_std else 0, dtype=np.float32)
         of_cells = cells.capture_efficiency, cells.library_size
         value_missed(
-            indptr, genes, missed, correction, self.shape, self._series, *of_cells, TARGET_SUM, logarithmic, values, deviation
+            indptr,
+            genes,
+            missed,
+            correction,
+            self.shape,
+            self._series,
+            *of_cells,
+            TARGET_SUM,
+            logarithmic,
+            values,
+            deviation,
         )
         return values, deviation if return_std else None
 

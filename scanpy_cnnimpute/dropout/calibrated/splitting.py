@@ -1,4 +1,4 @@
-"""Split the molecules of every entry into two sets, by a seed that gives the same split again for any part of the data."""
+"""Split the molecules of every entry into two sets; the seed gives the same split again for any part of the data."""
 
 from __future__ import annotations
 

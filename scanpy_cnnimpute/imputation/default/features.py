@@ -17,7 +17,7 @@ MIN_DETECTION = (
     0.05  # share of cells; rarer genes keep what is expected without a network, as their counts hardly exceed 1
 )
 MIN_CELLS_DETECTED = 3  # for data of few cells
-CORRELATION_BYTES = 2**27  # of a block of genes x genes
+CORRELATION_BYTES = 2**24  # of a block of genes x genes; sorting takes six times as much
 MIN_SQUARES = 1e-6  # guards genes without any residual
 
 

@@ -64,8 +64,9 @@ def describe_counts(  # type: ignore[no-untyped-def]
 ):
     """Pearson residuals, levels and log counts of the genes that are read, in some rows of CSR counts.
 
-    ``(n_rows, n_genes)``: `expected` and its logarithm `level`; column j of the counts is gene ``position[j]`` of these,
-    or none if negative. `channels`: residual, level; `own`: level, whether the count is zero, log1p(count), residual.
+    ``(n_rows, n_genes)``: `expected` and its logarithm `level`; column j of the counts is gene ``position[j]`` of
+    these, or none if negative. `channels`: residual, level; `own`: level, whether the count is zero, log1p(count),
+    residual.
     """
     for i in prange(rows.size):
         for g in range(shape.size):

@@ -57,7 +57,7 @@ class GeneLines:
 
 
 def fit_lines(counts: sp.csr_array, library_size: np.ndarray) -> GeneLines:
-    """Fit the lines to the non-zeros; slopes are shrunk to the common one, as far as their errors explain their scatter."""
+    """Fit the lines to the non-zeros; slopes are shrunk to a common one, as far as errors explain the scatter."""
     n_genes = counts.shape[1]
     depth_mean = float(np.log(np.maximum(library_size, 1.0)).mean())
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))

@@ -111,8 +111,8 @@ class MoleculeImputer(Imputer):
 
     The calibrated model says how many molecules are expected to be missed at a zero. A network corrects this number: it
     reads how far the counts of the genes most correlated with each target are from their expectations, the
-    target's own count and expectation, and the cell's profile, all of one set of split molecules; it learns the logarithm
-    of what the other set holds over its expectation.
+    target's own count and expectation, and the cell's profile, all of one set of split molecules; it learns the
+    logarithm of what the other set holds over its expectation.
 
     Attributes
     ----------

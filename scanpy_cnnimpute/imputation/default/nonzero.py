@@ -50,8 +50,8 @@ MIN_CALL, MAX_CALL = 8, 256  # cells in it
 class _Visible:
     """What a network may know of some cells: everything but the entries that are hidden.
 
-    `residuals` are of all genes, standardised, at the visible non-zeros; `correlated` are the neighbours and correlations
-    among the network's genes.
+    `residuals` are of all genes, standardised, at the visible non-zeros; `correlated` are the neighbours and
+    correlations among the network's genes.
     """
 
     residuals: sp.csr_array
@@ -175,8 +175,8 @@ class NonzeroImputer(Imputer):
         layout, n_lost = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
         if n_lost:
             logger.warning(
-                "%d genes are imputed without the network: some of their %d correlated genes were dropped from the data. "
-                "Impute before genes are dropped, or keep the layer.",
+                "%d genes are imputed without the network: some of their %d correlated genes were dropped from the "
+                "data. Impute before genes are dropped, or keep the layer.",
                 n_lost,
                 self.neighbours.shape[1],
             )
@@ -317,8 +317,8 @@ class _Fit:
 
     def _gene_features(self, lines: GeneLines, low_rank: LowRank) -> np.ndarray:
         counts = self.counts
-        mean = np.bincount(counts.indices, weights=np.log1p(counts.data), minlength=counts.shape[1])
-        mean = mean / np.maximum(self.detected, 1)
+        total = np.bincount(counts.indices, weights=np.log1p(counts.data), minlength=counts.shape[1])
+        mean = total / np.maximum(self.detected, 1)
         sd = lines.sd
         features = np.column_stack(
             [
