@@ -14,10 +14,9 @@ from ..._records import array, array_list
 from ..._threads import single_threaded_blas
 from ...dropout.calibrated.splitting import split_molecules
 from ...presets import DefaultSettings
-from ..backend import predict_batch, set_weights
 from ..base import IMPUTED, MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
 from ..progress import progress_bar
-from .architecture import MAX_CORRECTION, build_network, held_out_deviance
+from .architecture import MAX_CORRECTION, held_out_deviance, shared_network
 from .features import GeneLayout, InputBuffers, batches, correlated_genes, layout_of, network_genes, network_inputs
 from .kernels import arrange_targets, collect_predictions, count_targets, describe_counts
 from .selection import above_threshold
@@ -249,15 +248,13 @@ class MoleculeImputer(Imputer):
         )
         return [blocks, genes, of_cells if rows is None else of_cells[rows[0]]]
 
-    def _network(self, n_targets: int, n_cell_features: int, seed: int = 0) -> Any:
-        n_top = self.neighbours.shape[1]
-        sizes = n_targets, N_CHANNELS + 1, N_OWN_FEATURES + 2 + n_top, n_cell_features
-        return build_network(sizes, n_top, held_out_deviance, seed)
+    def _sizes(self, n_targets: int, n_cell_features: int) -> tuple[int, int, int, int]:
+        return n_targets, N_CHANNELS + 1, N_OWN_FEATURES + 2 + self.neighbours.shape[1], n_cell_features
 
     def _train(self, source: _Source, test: sp.csr_array, layout: GeneLayout, rng: np.random.Generator) -> None:
         """Train on most cells; the others decide when the network is best."""
         n_cells, n_genes = source.counts.shape[0], layout.genes.size
-        model = self._network(n_genes, source.cells.shape[1], seed=int(rng.integers(2**30)))
+        seed = int(rng.integers(2**30))
         first, second = (part.sum(axis=1, dtype=np.float64) for part in (source.counts, test))
         ratio = np.divide(second, first, out=np.zeros_like(first), where=first > 0)
         held_out = test[:, layout.genes]
@@ -277,9 +274,11 @@ class MoleculeImputer(Imputer):
             return inputs, answer.astype(np.float32)
 
         drawn = batches(rng, order[n_validation:], size)
-        history = train_network(model, lambda: batch(next(drawn)), batch(checked), self.settings)
+        sizes = self._sizes(n_genes, source.cells.shape[1])
+        self.weights, history = train_network(
+            sizes, held_out_deviance, lambda: batch(next(drawn)), batch(checked), self.settings, seed
+        )
         self.history.append({"cluster": "all", "subset": 0, "n_targets": n_genes, "n_inputs": n_genes, **history})
-        self.weights = model.get_weights()
 
     def predict(
         self,
@@ -334,10 +333,9 @@ class MoleculeImputer(Imputer):
         if not self.weights or not layout.genes.size:
             return lambda _rows, _indptr, columns: np.zeros(columns.size, dtype=np.float32)
         source = self._source(counts, cells.scores, model.loadings, model.shape, layout, self.depth_mean)
-        width = min(CALL_TARGETS, layout.genes.size)
-        n_rows = max(1, CALL_ENTRIES // width // CALL_SHAPES) * CALL_SHAPES
-        network = self._network(width, source.cells.shape[1])
-        set_weights(network, self.weights)
+        width, n_rows = CALL_TARGETS, CALL_ENTRIES // CALL_TARGETS // CALL_SHAPES * CALL_SHAPES
+        sizes = self._sizes(width, source.cells.shape[1])
+        network = shared_network(sizes, self.neighbours.shape[1], held_out_deviance)
         n_features = N_OWN_FEATURES + source.shared.shape[1]
         buffers = InputBuffers.allocate(n_rows, width, self.neighbours.shape[1], N_CHANNELS, n_features)
         described: list[_Described] = []
@@ -364,7 +362,7 @@ class MoleculeImputer(Imputer):
                 inputs = self._inputs(
                     source, known, source.cells[rows], layout, (row_cell[padded], targets[padded]), buffers
                 )
-                predicted[part] = predict_batch(network, inputs)[: part.size]
+                predicted[part] = network.predict(self.weights, inputs)[: part.size]
             np.clip(predicted, -MAX_CORRECTION, MAX_CORRECTION, out=predicted)
             collect_predictions(indptr, columns, layout.target_position, first_row, predicted, correction)
             return correction

@@ -12,17 +12,16 @@ from ..._logging import logger
 from ..._records import array, array_list
 from ..._threads import single_threaded_blas
 from ...presets import ConditionalSettings
-from ..backend import predict_batch, set_weights
 from ..base import IMPUTED, MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
 from ..progress import progress_bar
-from .architecture import build_network, hidden_mse
+from .architecture import hidden_mse, shared_network
 from .features import GeneLayout, batches, correlated_genes, layout_of, network_genes, network_inputs
 from .low_rank import GeneLines, LowRank, fit_lines, fit_low_rank
 from .selection import above_threshold
 from .training import train_network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ...dropout import Clusters, Dropout
     from ...presets import Settings
@@ -184,8 +183,7 @@ class NonzeroImputer(Imputer):
         size = int(np.clip(CALL_ENTRIES // max(layout.genes.size, 1), MIN_CALL, MAX_CALL))
         network = None
         if self.weights and layout.genes.size:
-            network = build_network(self._sizes(layout.genes.size), self.neighbours.shape[1], hidden_mse)
-            set_weights(network, self.weights)
+            network = self._network(layout.genes.size)
         lines = GeneLines(intercept=self.intercept, slope=self.slope, sd=self.sd, depth_mean=self.depth_mean)
         low_rank = LowRank(loadings=self.loadings, loading_moments=self.loading_moments, precision=self.precision)
         found = np.zeros(counts.shape[1], dtype=bool)
@@ -210,6 +208,11 @@ class NonzeroImputer(Imputer):
                     cells=part, values=sp.csr_array((data, columns, indptr), shape=shape), deviation=deviation
                 )
         self.status[found, 0] = IMPUTED
+
+    def _network(self, n_targets: int) -> Callable[[list[np.ndarray]], np.ndarray]:
+        """A function of a batch that gives the network's outputs."""
+        network = shared_network(self._sizes(n_targets), self.neighbours.shape[1], hidden_mse)
+        return lambda inputs: network.predict(self.weights, inputs)
 
     def _sizes(self, n_targets: int) -> tuple[int, int, int, int]:
         k = self.loadings.shape[1]
@@ -263,9 +266,9 @@ class _Fit:
         if self.genes.size > n_top:
             imputer.neighbours[self.genes] = self.genes[full.layout.neighbours]
             imputer.correlations[self.genes] = full.layout.correlations
-            network, history = self._train(imputer, hidden)
+            imputer.weights, history = self._train(imputer, hidden)
             imputer.history = [history]
-            imputer.weights = network.get_weights()
+            network = imputer._network(self.genes.size)
         bar.update()
         level, variance, factor = self._noise(imputer, network, *hidden[0])
         imputer.noise_level, imputer.noise_variance, imputer.noise_factor = level, variance, factor
@@ -335,9 +338,7 @@ class _Fit:
     ) -> tuple[Any, dict[str, Any]]:
         """Train on all folds but the first, which decides when the network is best."""
         genes, n_folds = self.genes, self.settings.n_folds
-        network = build_network(
-            imputer._sizes(genes.size), self.settings.n_top, hidden_mse, int(self.rng.integers(2**30))
-        )
+        seed = int(self.rng.integers(2**30))
         scale = imputer.sd[genes]
         weight = (scale / np.sqrt(np.mean(scale**2))) ** 2
         every = np.arange(self.counts.shape[0])
@@ -355,14 +356,16 @@ class _Fit:
             answer[(*where, 1)] = np.broadcast_to(weight, level.shape)[where]
             return inputs, answer
 
-        history = train_network(
-            network,
+        weights, history = train_network(
+            imputer._sizes(genes.size),
+            hidden_mse,
             lambda: batch(int(1 + self.rng.integers(n_folds - 1)), next(order)),
             batch(0, self.rng.permutation(every)[: max(1, VALIDATION_ENTRIES // genes.size)]),
             self.settings,
+            seed,
         )
         sizes = {"n_targets": int(genes.size), "n_inputs": int(genes.size)}
-        return network, {"cluster": "all", "subset": 0, **sizes, **history}
+        return weights, {"cluster": "all", "subset": 0, **sizes, **history}
 
     def _noise(
         self, imputer: NonzeroImputer, network: Any, visible: _Visible, truth: sp.csr_array
@@ -441,7 +444,7 @@ def _predict_rows(
         # One shape for all batches: a new one would be compiled anew.
         with single_threaded_blas():
             inputs = _inputs(visible, np.resize(rows, size), features)
-        found = predict_batch(network, inputs)[: rows.size]
+        found = network(inputs)[: rows.size]
         base[:, layout.genes[predicted]] += found[:, predicted]
     return np.maximum(visible.lines.at(visible.depth[rows]) + visible.lines.sd * base, MIN_VALUE)
 

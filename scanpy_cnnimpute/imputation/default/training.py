@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 
-from ..backend import needs_compilation, quiet_retracing
+from ..backend import layer_dtype, needs_compilation, quiet_retracing
+from .architecture import MAX_COMPILED, build_network, initialise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import keras
 
     from ...presets import DefaultSettings
 
@@ -26,95 +27,123 @@ CLIP_NORM = 1.0
 
 
 def train_network(
-    model: keras.Model, draw: Callable[[], Batch], validation: Batch, settings: DefaultSettings
-) -> dict[str, list[float]]:
-    """Train on batches that are drawn, and keep the weights of the smallest validation loss.
+    sizes: tuple[int, int, int, int],
+    loss: Callable[[Any, Any], Any],
+    draw: Callable[[], Batch],
+    validation: Batch,
+    settings: DefaultSettings,
+    seed: int,
+) -> tuple[list[np.ndarray], dict[str, list[float]]]:
+    """Train a network on batches that are drawn, and keep the weights of the smallest validation loss.
 
     Parameters
     ----------
-    model
-        Not trained yet: predicting 0 is a candidate too.
+    sizes, loss
+        Of the network; see :func:`build_network`.
     draw
         Gives a batch; calls follow one another, but with TensorFlow in threads of its own.
     validation
         Batch of the validation loss.
     settings
         Of the preset.
+    seed
+        Of the initial weights.
 
     Returns
     -------
-    ``loss`` since the check before and ``val_loss``, at each check; the first check is before any training.
+    The weights; and ``loss`` since the check before and ``val_loss``, at each check. The first check is before any
+    training: predicting 0 is a candidate too.
     """
-    from keras import Model, backend, callbacks, ops, optimizers
+    first = draw()
+    shapes = tuple((part.shape, str(part.dtype)) for part in (*first[0], first[1]))
+    trainer = _compiled(sizes, loss, settings, shapes, layer_dtype())
+    with trainer.lock, quiet_retracing():
+        return trainer.train(first, draw, validation, seed)
 
-    from ..optimizer import FusedAdam
 
-    best = model.get_weights()
-    history: dict[str, list[float]] = {"loss": [], "val_loss": []}
-    # Copied to the device once, not at each check.
-    inputs, answer = [ops.convert_to_tensor(part) for part in validation[0]], ops.convert_to_tensor(validation[1])
+class _Trainer:
+    """A network compiled to be trained on batches of one shape, used in turn: compiling takes longer than training.
 
-    def check(loss: float) -> None:
-        nonlocal best
-        # Some versions of Keras average over the batches since the last reset, others reset themselves.
-        model.reset_metrics()
-        value = float(model.test_on_batch(inputs, answer))
-        # Not a number is no improvement.
-        if value < min(history["val_loss"], default=np.inf):
-            best = model.get_weights()
-        history["loss"].append(loss)
-        history["val_loss"].append(value)
+    TensorFlow keeps a generator and its data set for the life of the process. There is one per compiled network, and it
+    refers to the training data only while it trains.
+    """
 
-    n_checks = max(n for n in range(1, MAX_CHECKS + 1) if settings.n_steps % n == 0)
-    n_between = settings.n_steps // n_checks
-    # The same layers, compiled to run all batches between two checks in one call.
-    trainer = Model(model.inputs, model.outputs)
-    rate = optimizers.schedules.CosineDecay(settings.learning_rate, settings.n_steps)
-    trainer.compile(
-        FusedAdam(rate, weight_decay=WEIGHT_DECAY, clipnorm=CLIP_NORM),
-        loss=model.loss,
-        jit_compile=needs_compilation(),
-        steps_per_execution=1 if backend.backend() == "torch" else n_between,  # torch runs one at a time
-    )
-    # TensorFlow would trace a step that creates variables twice.
-    trainer.optimizer.build(trainer.trainable_variables)
-    source = _BatchSource(draw, settings.n_steps)
-    try:
-        with quiet_retracing():
+    def __init__(
+        self,
+        sizes: tuple[int, int, int, int],
+        loss: Callable[[Any, Any], Any],
+        settings: DefaultSettings,
+        shapes: tuple[tuple[tuple[int, ...], str], ...],
+    ) -> None:
+        from keras import Model, backend, optimizers
+
+        from ..optimizer import FusedAdam
+
+        self.lock = Lock()
+        self._n_steps = settings.n_steps
+        self._n_checks = max(n for n in range(1, MAX_CHECKS + 1) if settings.n_steps % n == 0)
+        self._model = build_network(sizes, settings.n_top, loss)
+        # The same layers, compiled to run all batches between two checks in one call.
+        self._trainer = Model(self._model.inputs, self._model.outputs)
+        rate = optimizers.schedules.CosineDecay(settings.learning_rate, settings.n_steps)
+        self._trainer.compile(
+            FusedAdam(rate, weight_decay=WEIGHT_DECAY, clipnorm=CLIP_NORM),
+            loss=loss,
+            jit_compile=needs_compilation(),
+            # torch runs one at a time
+            steps_per_execution=1 if backend.backend() == "torch" else settings.n_steps // self._n_checks,
+        )
+        # TensorFlow would trace a step that creates variables twice.
+        self._trainer.optimizer.build(self._trainer.trainable_variables)
+        self._draw: Callable[[], Batch] | None = None
+        self._first: Batch | None = None
+        self._n_threads = numba.get_num_threads()
+        self._dataset = _tensorflow_dataset(self._batches, shapes) if backend.backend() == "tensorflow" else None
+
+    def train(
+        self, first: Batch, draw: Callable[[], Batch], validation: Batch, seed: int
+    ) -> tuple[list[np.ndarray], dict[str, list[float]]]:
+        """Train from new weights; see :func:`train_network`."""
+        from keras import callbacks, ops
+
+        model, trainer = self._model, self._trainer
+        for variable in trainer.optimizer.variables:
+            if variable is not trainer.optimizer.learning_rate:
+                variable.assign(np.zeros(variable.shape, dtype=variable.dtype))
+        initialise(model, seed)
+        best, history = model.get_weights(), {"loss": [], "val_loss": []}  # type: ignore[var-annotated]
+        # Copied to the device once, not at each check.
+        inputs, answer = [ops.convert_to_tensor(part) for part in validation[0]], ops.convert_to_tensor(validation[1])
+
+        def check(loss: float) -> None:
+            nonlocal best
+            # Some versions of Keras average over the batches since the last reset, others reset themselves.
+            model.reset_metrics()
+            value = float(model.test_on_batch(inputs, answer))
+            # Not a number is no improvement.
+            if value < min(history["val_loss"], default=np.inf):
+                best = model.get_weights()
+            history["loss"].append(loss)
+            history["val_loss"].append(value)
+
+        self._draw, self._first, self._n_threads = draw, first, numba.get_num_threads()
+        try:
             check(float("nan"))
             trainer.fit(
-                source.tensorflow_dataset() if backend.backend() == "tensorflow" else source.batches(),
-                epochs=n_checks,
-                steps_per_epoch=n_between,
+                self._batches() if self._dataset is None else self._dataset,
+                epochs=self._n_checks,
+                steps_per_epoch=self._n_steps // self._n_checks,
                 callbacks=[callbacks.LambdaCallback(on_epoch_end=lambda _, logs: check(logs["loss"]))],
                 shuffle=False,
                 verbose=0,
             )
-    finally:
-        source.close()
-    model.set_weights(best)
-    return history
+        finally:
+            self._draw = self._first = None
+        return best, history
 
-
-class _BatchSource:
-    """Draws a fixed number of batches, and lets go of the data when it is closed.
-
-    TensorFlow keeps the generator of a data set for the life of the process: what the generator refers to must not hold
-    the training data.
-    """
-
-    def __init__(self, draw: Callable[[], Batch], n_batches: int) -> None:
-        self._draw: Callable[[], Batch] | None = draw
-        self._first: Batch | None = draw()
-        self._n_batches, self._n_threads = n_batches, numba.get_num_threads()
-
-    def close(self) -> None:
-        """Forget the training data."""
-        self._draw = self._first = None
-
-    def batches(self) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+    def _batches(self) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
         """No more batches than are used, so that none is being drawn when the training is over."""
-        for _ in range(self._n_batches):
+        for _ in range(self._n_steps):
             if self._draw is None:
                 return
             yield self._next()  # no local name: a suspended generator keeps its own alive
@@ -126,19 +155,28 @@ class _BatchSource:
         inputs, answer = draw() if first is None and draw is not None else first  # type: ignore[misc]
         return tuple(inputs), answer
 
-    def tensorflow_dataset(self) -> Any:
-        """Batches of one shape, drawn ahead.
 
-        Keras would make a data set of open shapes, which is slower, and that tunes itself in a thread which may hold up
-        the end of the training.
-        """
-        from tensorflow import TensorSpec, data
+@lru_cache(maxsize=MAX_COMPILED)
+def _compiled(
+    sizes: tuple[int, int, int, int],
+    loss: Callable[[Any, Any], Any],
+    settings: DefaultSettings,
+    shapes: tuple[tuple[tuple[int, ...], str], ...],
+    dtype: str,
+) -> _Trainer:
+    return _Trainer(sizes, loss, settings, shapes)
 
-        assert self._first is not None  # noqa: S101 - nothing is drawn yet
-        inputs, answer = self._first
-        shapes = tuple(TensorSpec(part.shape, part.dtype) for part in inputs), TensorSpec(answer.shape, answer.dtype)
-        options = data.Options()
-        options.autotune.enabled = False
-        return (
-            data.Dataset.from_generator(self.batches, output_signature=shapes).prefetch(N_AHEAD).with_options(options)
-        )
+
+def _tensorflow_dataset(batches: Callable[[], Iterator[Any]], shapes: tuple[tuple[tuple[int, ...], str], ...]) -> Any:
+    """Batches of one shape, drawn ahead.
+
+    Keras would make a data set of open shapes, which is slower, and that tunes itself in a thread which may hold up
+    the end of the training.
+    """
+    from tensorflow import TensorSpec, data
+
+    *inputs, answer = (TensorSpec(shape, dtype) for shape, dtype in shapes)
+    options = data.Options()
+    options.autotune.enabled = False
+    dataset = data.Dataset.from_generator(batches, output_signature=(tuple(inputs), answer))
+    return dataset.prefetch(N_AHEAD).with_options(options)
