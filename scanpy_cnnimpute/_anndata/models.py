@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,6 +103,16 @@ def load_dropout_model(adata: AnnData, key: str) -> tuple[DropoutModel, Any]:
     kind = MODELS[record["params"]["model"]]
     model = _read_record(adata, key, kind, record["arrays"])
     return model, _read_record(adata, key, kind.cells_type, record["arrays"])
+
+
+def layer_checksum(layer: Any) -> int:
+    """A number that tells a dense layer from any other, or 0 for other kinds of matrices."""
+    return zlib.crc32(np.ascontiguousarray(layer)) if isinstance(layer, np.ndarray) else 0
+
+
+def is_as_written(adata: AnnData, key: str) -> bool:
+    """Whether the dropout layer is, bit for bit, what was written with the model: the model then says the same."""
+    return adata.uns[key].get("layer_checksum", -1) == layer_checksum(adata.layers[key])
 
 
 def written_genes(adata: AnnData, key: str) -> np.ndarray | None:

@@ -18,6 +18,7 @@ from .._anndata.models import (
     dropout_keys,
     has_dropout_model,
     imputer_keys,
+    is_as_written,
     load_dropout_model,
     stored_models,
     written_genes,
@@ -362,6 +363,8 @@ def dropout_of(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) -> 
     if not has_dropout_model(adata, key):
         return _fit_dropout(adata, counts, request)
     _check_origin(adata, counts, request)
+    if layer is not None and is_as_written(adata, key):
+        layer = None
     model, cells = load_dropout_model(adata, key)
     return ModelledDropout(counts, model, cells, layer, written_genes(adata, key))
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from .._anndata.counts import check_adata, get_counts
 from .._anndata.fingerprint import add_fingerprint
-from .._anndata.models import DROPOUT_FUNCTION, MASK, add_record, dropout_keys
+from .._anndata.models import DROPOUT_FUNCTION, MASK, add_record, dropout_keys, layer_checksum
 from .._anndata.results import Results, check_keys, cluster_codes
 from .._anndata.selection import selected_genes
 from .._checks import check_choice, check_key, check_number, check_seed
@@ -203,7 +203,7 @@ def fit_and_store(adata: AnnData, counts: csr_array, request: DropoutRequest, se
         counts, clusters=clusters, capture_efficiency=efficiency, random_state=request.random_state
     )
     dropout = ModelledDropout(counts, fit.model, fit.cells)
-    _add_layer(results, dropout, request, selected)
+    layer = _add_layer(results, dropout, request, selected)
     reported = clusters or fit.model.clusters(fit.cells)
     summary = fit.model.summary(counts, fit.cells, reported)
     summary.index = pd.Index(reported.names, name="cluster")
@@ -217,7 +217,9 @@ def fit_and_store(adata: AnnData, counts: csr_array, request: DropoutRequest, se
         "arrays": add_record(results, key, fit.model) | add_record(results, key, fit.cells),
         "fingerprint": add_fingerprint(results, key, adata, counts, description),
     }
-    results.write({name: _text_index(value) for name, value in record.items()}, params)
+    if layer is not None:
+        record["layer_checksum"] = layer_checksum(layer)
+    results.write(record, params)
     _report(fit, summary, key)
     return dropout
 
@@ -275,12 +277,14 @@ def labelled_clusters(adata: AnnData, cluster_key: str, *, caller: str) -> Clust
     return Clusters(codes=np.where(codes < 0, len(names), codes), names=[*names, name])
 
 
-def _add_layer(results: Results, dropout: ModelledDropout, request: DropoutRequest, selected: np.ndarray) -> None:
-    """Compute the layer of the selected genes and add it to the results, if it is asked for or small."""
+def _add_layer(
+    results: Results, dropout: ModelledDropout, request: DropoutRequest, selected: np.ndarray
+) -> np.ndarray | None:
+    """Compute the layer of the selected genes and add it to the results, if it is asked for or small; return it."""
     counts, key = dropout.counts, request.key_added
     n_bytes = 4 * counts.shape[0] * counts.shape[1]
     if request.store == "params":
-        return
+        return None
     if request.store == "auto" and n_bytes > request.max_layer_bytes:
         logger.warning(
             "pp.dropout_prob: the layer would take %.1f GB, more than max_layer_bytes (%.1f GB); only the parameters "
@@ -288,7 +292,7 @@ def _add_layer(results: Results, dropout: ModelledDropout, request: DropoutReque
             n_bytes / 1e9,
             request.max_layer_bytes / 1e9,
         )
-        return
+        return None
     genes: Any = slice(None)
     if not selected.all():
         genes = np.flatnonzero(selected)
@@ -300,11 +304,7 @@ def _add_layer(results: Results, dropout: ModelledDropout, request: DropoutReque
         rows = np.arange(start, min(start + height, counts.shape[0]))
         layer[start : start + height, genes] = dropout.block(rows)
     results.add("layers", key, layer)
-
-
-def _text_index(value: Any) -> Any:
-    """Tables with text as index, as files need it."""
-    return value.set_axis(value.index.astype(str), axis=0) if isinstance(value, pd.DataFrame) else value
+    return layer
 
 
 def _report(fit: DropoutFit, summary: pd.DataFrame, key: str) -> None:

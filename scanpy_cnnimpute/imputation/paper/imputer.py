@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from ..._records import array, array_list
 from ...clustering.profiles import codes_of, mean_profiles, nearest_profiles
 from ...presets import PaperSettings
-from ..backend import set_weights
+from ..backend import layer_dtype, set_weights
 from ..base import IMPUTED, NO_INPUTS, NOT_SELECTED, TRAINING_FAILED, Imputed, Imputer
 from ..progress import progress_bar
 from . import inputs
@@ -149,9 +149,7 @@ class PaperImputer(Imputer):
                         self.status[targets, cluster] = NO_INPUTS
                         continue
                     if network is None:
-                        from .architecture import Network
-
-                        network = Network(self.settings)
+                        network = _network(self.settings)
                     missing = inputs.missing_entries(by_gene, cells, targets, dropout, self.settings.threshold)
                     seed = np.random.SeedSequence(options.random_state, spawn_key=(cluster, number))
                     losses = self._train(network, values, by_gene, targets, chosen, missing, seed)
@@ -193,9 +191,7 @@ class PaperImputer(Imputer):
                 if genes is not None and not np.isin(targets, genes).any():
                     continue
                 if network is None:
-                    from .architecture import Network
-
-                    network = Network(self.settings)
+                    network = _network(self.settings)
                 set_weights(network.model, self.weights[number * n_weights : (number + 1) * n_weights])
                 missing = inputs.missing_entries(by_gene, cells, targets, dropout, self.settings.threshold)
                 if genes is not None:
@@ -248,6 +244,12 @@ class PaperImputer(Imputer):
             predicted = np.maximum(np.expm1(predicted) if self.settings.log else predicted, 0.0)
         finite = np.isfinite(predicted).all(axis=0)
         return sp.csr_array(np.where(missing & finite, predicted, np.float32(0))), finite
+
+
+def _network(settings: PaperSettings) -> Network:
+    from .architecture import shared_network
+
+    return shared_network(settings, layer_dtype())
 
 
 def _network_values(counts: sp.csr_array, settings: PaperSettings) -> sp.csr_array:
