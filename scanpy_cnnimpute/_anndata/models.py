@@ -107,7 +107,7 @@ def load_dropout_model(adata: AnnData, key: str) -> tuple[DropoutModel, Any]:
 
 def layer_checksum(layer: Any) -> int:
     """A number that tells a dense layer from any other, or 0 for other kinds of matrices."""
-    return zlib.crc32(np.ascontiguousarray(layer)) if isinstance(layer, np.ndarray) else 0
+    return zlib.crc32(np.ascontiguousarray(layer).data) if isinstance(layer, np.ndarray) else 0
 
 
 def is_as_written(adata: AnnData, key: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,9 +76,9 @@ class Network:
     """One compiled network, trained anew for each subset: building and compiling costs more than training."""
 
     def __init__(self, settings: PaperSettings) -> None:
-        self._settings = settings
         from keras import ops
 
+        self.lock = Lock()  # held while weights are set, trained and used
         self.model = build_network(settings)
         self._fresh = [ops.convert_to_numpy(variable) for variable in self._variables()]
 

@@ -152,16 +152,17 @@ class PaperImputer(Imputer):
                         network = _network(self.settings)
                     missing = inputs.missing_entries(by_gene, cells, targets, dropout, self.settings.threshold)
                     seed = np.random.SeedSequence(options.random_state, spawn_key=(cluster, number))
-                    losses = self._train(network, values, by_gene, targets, chosen, missing, seed)
-                    predicted, finite = self._predict(network, values, targets, chosen, missing)
+                    with network.lock:
+                        losses = self._train(network, values, by_gene, targets, chosen, missing, seed)
+                        predicted, finite = self._predict(network, values, targets, chosen, missing)
+                        weights = network.model.get_weights() if keep_weights else []
                     self.status[targets, cluster] = np.where(finite, IMPUTED, TRAINING_FAILED)
                     sizes = {"n_targets": int(targets.size), "n_inputs": int(chosen.size)}
                     self.history.append({"cluster": str(self.names[cluster]), "subset": number, **sizes, **losses})
                     self.network_cluster = np.append(self.network_cluster, np.int32(cluster))
                     self.targets.append(targets.astype(np.int32))
                     self.inputs.append(chosen.astype(np.int32))
-                    if keep_weights:
-                        self.weights += network.model.get_weights()
+                    self.weights += weights
                     parts.append((targets, predicted))
                 yield Imputed(cells=cells, values=_join(parts, (cells.size, counts.shape[1])))
 
@@ -192,11 +193,12 @@ class PaperImputer(Imputer):
                     continue
                 if network is None:
                     network = _network(self.settings)
-                set_weights(network.model, self.weights[number * n_weights : (number + 1) * n_weights])
                 missing = inputs.missing_entries(by_gene, cells, targets, dropout, self.settings.threshold)
                 if genes is not None:
                     missing &= np.isin(targets, genes)
-                parts.append((targets, self._predict(network, values, targets, chosen, missing)[0]))
+                with network.lock:
+                    set_weights(network.model, self.weights[number * n_weights : (number + 1) * n_weights])
+                    parts.append((targets, self._predict(network, values, targets, chosen, missing)[0]))
             yield Imputed(cells=cells, values=_join(parts, (cells.size, counts.shape[1])))
 
     def check_consistent(self) -> None:
