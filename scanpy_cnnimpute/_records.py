@@ -108,7 +108,8 @@ class ArrayRecord:
 
 def _checked(name: str, value: Any, spec: ArraySpec, sizes: dict[str, int] | None) -> np.ndarray:
     """The array in its declared dtype; `sizes` collects the lengths of named axes, None skips their check."""
-    found = np.asarray(value, dtype=str) if spec.dtype == "U" else np.asarray(value)
+    # Files give text as objects or as NumPy's variable-width strings, which cannot be cast in one step.
+    found = np.asarray(np.asarray(value, dtype=object), dtype=str) if spec.dtype == "U" else np.asarray(value)
     if spec.dtype != "U" and (
         found.dtype.kind not in "biuf" or (found.dtype.kind == "f") != (np.dtype(spec.dtype).kind == "f")
     ):

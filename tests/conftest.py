@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import KINDS, QUICK, simulate, unsorted
+from helpers import KINDS, QUICK, simulate, unsorted, untrained
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -37,3 +37,10 @@ def any_kind(request: pytest.FixtureRequest) -> ad.AnnData:
         return unsorted(adata)
     adata.X = KINDS[request.param](adata.X)
     return adata
+
+
+@pytest.fixture
+def quick_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Default networks that are not trained but correct every prediction, which on few cells training hardly does."""
+    for estimate in ("molecules", "nonzero"):
+        monkeypatch.setattr(f"scanpy_cnnimpute.imputation.default.{estimate}.train_network", untrained)

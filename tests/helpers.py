@@ -104,3 +104,10 @@ def assert_only_added(before: ad.AnnData, after: ad.AnnData, added: set[tuple[st
             np.testing.assert_array_equal(old, new)
     assert after.uns["mine"] == before.uns["mine"]
     assert (after.raw is None) == (before.raw is None)
+
+
+def untrained(model: Any, *_: Any, **__: Any) -> dict[str, list[float]]:
+    """In place of the training of a default network: weights that change every prediction, whatever the data."""
+    rng = np.random.default_rng(0)
+    model.set_weights([weight + rng.normal(0, 0.2, weight.shape) for weight in model.get_weights()])
+    return {"loss": [np.nan], "val_loss": [1.0]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -480,3 +482,84 @@ def test_integers_that_files_cannot_hold() -> None:
     for kind in (int, float):
         with pytest.raises(ValueError, match=f"n={2**70} is not allowed: at most {MAX_INT64}"):
             check_number("n", 2**70, kind)
+
+
+@pytest.mark.parametrize("name", ["eval_clusters", "eval_de", "eval_gini"])
+def test_log_normalised_layers_are_refused_and_the_counts_named(name: str) -> None:
+    adata = simulate()
+    adata.X = adata.X.log1p()
+    before = adata.copy()
+    reference = pd.DataFrame({"log2_fold_change": 1.0, "p_value": 0.01}, index=adata.var_names)
+    calls: dict[str, dict[str, Any]] = {
+        "eval_clusters": {"label_key": "type"},
+        "eval_de": {"groupby": "type", "group": "a", "reference_group": "b", "reference": reference},
+        "eval_gini": {"reference": {"g0": 0.2}},
+    }
+    match = rf"adata.X looks log-transformed.*tl.{name} needs counts.*adata.layers\['twin'\] looks like counts"
+    with pytest.raises(ValueError, match=match):
+        getattr(scnn.tl, name)(adata, layers=["X", "twin"], **calls[name])
+    assert_only_added(before, adata, set())
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("cluster_key", scnn.pp.cnn_impute),
+        ("dropout_key", scnn.pp.cnn_impute),
+        ("layer", scnn.pp.cnn_impute),
+        ("key_added", scnn.pp.cnn_impute),
+        ("cluster_key", scnn.pp.dropout_prob),
+        ("layer", scnn.pp.dropout_prob),
+        ("key_added", scnn.pp.dropout_prob),
+        ("key_added", scnn.tl.cluster),
+    ],
+)
+def test_keys_of_wrong_types(adata: ad.AnnData, argument: str, call: Callable[..., Any]) -> None:
+    before = adata.copy()
+    for wrong in (adata.obs["type"], ["type"], 3):
+        with pytest.raises(TypeError, match=rf"has type {type(wrong).__name__}, expected str: the name of a key"):
+            call(adata, **{argument: wrong})
+    assert_only_added(before, adata, set())
+
+
+def test_lists_in_place_of_names(adata: ad.AnnData) -> None:
+    reference = pd.DataFrame({"log2_fold_change": 1.0, "p_value": 0.01}, index=adata.var_names)
+    with pytest.raises(ValueError, match=r"group=\['a', 'b'\] names 2 groups, expected one"):
+        scnn.tl.eval_de(adata, groupby="type", group=["a", "b"], reference_group="b", reference=reference)
+    with pytest.raises(TypeError, match=r"settings=\['n_steps'\]"):
+        scnn.tl.eval_imputation(adata, settings=["n_steps"])  # type: ignore[arg-type]
+
+
+GRAPH_MODE = """
+import tensorflow as tf
+tf.compat.v1.disable_eager_execution()
+import sys
+sys.path.insert(0, "tests")
+import numpy as np
+import scanpy_cnnimpute as scnn
+from helpers import simulate
+
+adata = simulate()
+for call in (
+    lambda: scnn.pp.cnn_impute(adata),
+    lambda: scnn.pp.cnn_impute(adata, preset="paper"),
+    lambda: scnn.CNNImputer().fit(adata),
+):
+    try:
+        call()
+    except RuntimeError as error:
+        print(error)
+print(sorted(adata.uns), [layer for layer in adata.layers if layer is not None])
+"""
+
+
+def test_graph_mode_of_tensorflow_is_refused_by_name(request: pytest.FixtureRequest) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", GRAPH_MODE], cwd=request.config.rootpath, check=True, capture_output=True, text=True
+    )
+    *errors, left = run.stdout.splitlines()
+    assert len(errors) == 3
+    for error in errors:
+        assert error.startswith("TensorFlow runs in graph mode in this process: another package has called")
+        assert "KERAS_BACKEND" in error
+    assert left == "['mine'] ['twin']"

@@ -12,16 +12,33 @@ import scipy.sparse as sp
 from helpers import assert_only_added, dense, simulate
 
 import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute.dropout.gamma_normal.model import STATUSES
 
-PARAMETERS = ("rate", "alpha", "beta", "mu", "sigma", "status")
+PARAMETERS = ("rate", "alpha", "beta", "mu", "sigma")
+# What each model writes besides the layer, without "dropout_prob_".
+WRITTEN = {
+    "gamma_normal": {
+        "obs": ("library_size", "cluster"),
+        "obsm": ("fit",),
+        "varm": (*PARAMETERS, "status", "profiles", "fit", "total"),
+    },
+    "calibrated": {
+        "obs": ("library_size", "capture_efficiency"),
+        "obsm": ("scores", "cell_ids", "fit"),
+        "varm": ("loadings", "shape", "gain", "train_loadings", "gene_ids", "fit", "total"),
+    },
+}
 
 
-def added(key: str = "dropout_prob", *, layer: bool = True) -> set[tuple[str, str]]:
-    return (
-        {("varm", f"{key}_{name}") for name in PARAMETERS}
-        | {("obs", f"{key}_library_size"), ("obs", f"{key}_cluster"), ("uns", key)}
-        | ({("layers", key)} if layer else set())
-    )
+def statuses(adata: ad.AnnData) -> pd.DataFrame:
+    """Status of every gene in every cluster, in words."""
+    words = np.array(STATUSES, dtype=object)[adata.varm["dropout_prob_status"]]
+    return pd.DataFrame(words, index=adata.var_names, columns=list(adata.uns["dropout_prob"]["clusters"]))
+
+
+def added(model: str = "gamma_normal", key: str = "dropout_prob", *, layer: bool = True) -> set[tuple[str, str]]:
+    written = {(place, f"{key}_{name}") for place, names in WRITTEN[model].items() for name in names}
+    return written | {("uns", key)} | ({("layers", key)} if layer else set())
 
 
 def test_writes_what_it_says(adata: ad.AnnData) -> None:
@@ -35,18 +52,84 @@ def test_writes_what_it_says(adata: ad.AnnData) -> None:
     assert layer.min() >= 0
     assert layer.max() <= 1
     assert layer[dense(adata.X) > 0].max() <= np.float32(0.4)
-    assert adata.varm["dropout_prob_mu"].columns.tolist() == ["a", "b"]
+    assert adata.uns["dropout_prob"]["clusters"].tolist() == ["a", "b"]
+    for name in PARAMETERS:
+        assert adata.varm[f"dropout_prob_{name}"].shape == (50, 2)
+        assert adata.varm[f"dropout_prob_{name}"].dtype == np.float64
+    assert adata.varm["dropout_prob_status"].dtype == np.int8
+    # Clusters are positions in their names.
+    np.testing.assert_array_equal(adata.obs["dropout_prob_cluster"], adata.obs["type"].cat.codes)
+    np.testing.assert_array_equal(adata.obs["dropout_prob_library_size"], dense(adata.X).sum(axis=1))
     assert adata.uns["dropout_prob"]["params"]["units"] == "probability"
     assert adata.uns["dropout_prob"]["summary"].loc["a", "n_cells"] == 30
 
 
-def test_any_kind_of_matrix_gives_the_same_bits(any_kind: ad.AnnData) -> None:
+def test_the_calibrated_model_writes_what_it_says(adata: ad.AnnData) -> None:
+    before = adata.copy()
+    scnn.pp.dropout_prob(adata)
+    assert_only_added(before, adata, added("calibrated"))
+    layer = adata.layers["dropout_prob"]
+    assert layer.dtype == np.float32
+    assert np.isfinite(layer).all()
+    assert layer.min() >= 0
+    assert layer.max() <= 1
+    assert not layer[dense(adata.X) > 0].any()
+    scores, loadings = adata.obsm["dropout_prob_scores"], adata.varm["dropout_prob_loadings"]
+    assert scores.dtype == loadings.dtype == np.float32
+    # Their product is the expected count: its total is that of the counts.
+    np.testing.assert_allclose((scores @ loadings.T).sum(), dense(adata.X).sum(), rtol=0.05)
+    assert adata.varm["dropout_prob_shape"].shape == adata.varm["dropout_prob_gain"].shape == (50, 1)
+    assert (adata.varm["dropout_prob_shape"] > 0).all()
+    share = adata.obs["dropout_prob_capture_efficiency"]
+    assert ((share > 0) & (share <= 1)).all()
+    record = adata.uns["dropout_prob"]
+    assert record["summary"].index.tolist() == ["all"]
+    assert record["summary"].loc["all", "n_cells"] == 60
+    assert {"probability", "share", "n"} <= set(record["reliability"].columns)
+
+
+def test_clusters_are_for_the_calibrated_models_summary_alone(adata: ad.AnnData) -> None:
+    adata.obs["some"] = adata.obs["type"].astype(object)
+    adata.obs.loc[["c0", "c1"], "some"] = None
+    without = scnn.pp.dropout_prob(adata, copy=True)
+    scnn.pp.dropout_prob(adata, cluster_key="some")
+    np.testing.assert_array_equal(adata.layers["dropout_prob"], without.layers["dropout_prob"])
+    summary = adata.uns["dropout_prob"]["summary"]
+    assert summary["n_cells"].to_dict() == {"a": 29, "b": 29, "unlabelled": 2}
+    assert "cnn_cluster" not in adata.obs
+
+
+def test_capture_efficiency_reaches_the_model(adata: ad.AnnData) -> None:
+    adata.obs["recovered"] = np.linspace(0.1, 0.9, 60)
+    scnn.pp.dropout_prob(adata, capture_efficiency="recovered")
+    np.testing.assert_allclose(adata.obs["dropout_prob_capture_efficiency"], adata.obs["recovered"], rtol=1e-6)
+    zero = dense(adata.X) == 0
+    by_column = scnn.get.dropout_prob(adata)
+    scnn.pp.dropout_prob(adata, capture_efficiency=0.1)
+    by_number = scnn.get.dropout_prob(adata)
+    np.testing.assert_allclose(by_number[0], by_column[0], atol=1e-6)
+    # More is missing where less was captured.
+    assert (by_number[1:][zero[1:]] > by_column[1:][zero[1:]]).all()
+    scnn.pp.dropout_prob(adata, capture_efficiency=1.0)
+    assert not adata.layers["dropout_prob"].any()
+
+
+def test_the_seed_reaches_the_calibrated_model(adata: ad.AnnData) -> None:
+    first, again, other = (
+        scnn.pp.dropout_prob(adata, random_state=seed, copy=True).layers["dropout_prob"] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("model", WRITTEN)
+def test_any_kind_of_matrix_gives_the_same_bits(any_kind: ad.AnnData, model: str) -> None:
     expected = simulate()
-    scnn.pp.dropout_prob(expected, model="gamma_normal", cluster_key="type")
+    scnn.pp.dropout_prob(expected, model=model, cluster_key="type")
     before = any_kind.copy()
-    scnn.pp.dropout_prob(any_kind, model="gamma_normal", cluster_key="type")
+    scnn.pp.dropout_prob(any_kind, model=model, cluster_key="type")
     np.testing.assert_array_equal(any_kind.layers["dropout_prob"], expected.layers["dropout_prob"])
-    assert_only_added(before, any_kind, added())
+    assert_only_added(before, any_kind, added(model))
 
 
 def test_clusters_are_computed_when_there_are_none(adata: ad.AnnData) -> None:
@@ -81,27 +164,18 @@ def test_store(adata: ad.AnnData, caplog: pytest.LogCaptureFixture) -> None:
         ([1, 5], [0]),
         ([], slice(None)),
         (slice(None), []),
+        ([7, 3, 7], ["g9", "g2", "g9"]),
+        (slice(None, None, -1), [-1, 0]),
     ],
 )
-def test_get_any_part(adata: ad.AnnData, cells: object, genes: object) -> None:
-    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
+@pytest.mark.parametrize("model", WRITTEN)
+def test_get_any_part(adata: ad.AnnData, cells: object, genes: object, model: str) -> None:
+    scnn.pp.dropout_prob(adata, model=model, cluster_key="type")
     one = [[axis] if isinstance(axis, str) else axis for axis in (cells, genes)]
     expected = dense(adata[one[0], one[1]].layers["dropout_prob"])
     part = scnn.get.dropout_prob(adata, cells=cells, genes=genes)
     assert part.dtype == np.float32
     np.testing.assert_array_equal(part, expected)
-    sparse = scnn.get.dropout_prob(adata, cells=cells, genes=genes, kind="sparse")
-    assert isinstance(sparse, sp.csr_array)
-    np.testing.assert_array_equal(sparse.toarray(), expected)
-
-
-def test_get_dask(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("dask.array")
-    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
-    monkeypatch.setattr("scanpy_cnnimpute._anndata.models.BLOCK_BYTES", 50 * 4 * 7)
-    lazy = scnn.get.dropout_prob(adata, kind="dask")
-    assert lazy.chunks[0] == (7,) * 8 + (4,)
-    np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), adata.layers["dropout_prob"])
 
 
 def test_parameters_survive_dropping_genes_and_cells(adata: ad.AnnData) -> None:
@@ -113,9 +187,12 @@ def test_parameters_survive_dropping_genes_and_cells(adata: ad.AnnData) -> None:
 def test_blocks_do_not_change_the_layer(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     expected = adata.layers["dropout_prob"].copy()
-    monkeypatch.setattr("scanpy_cnnimpute._anndata.models.BLOCK_BYTES", 1)
-    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
-    np.testing.assert_array_equal(adata.layers["dropout_prob"], expected)
+    for height in (1, 7):
+        monkeypatch.setattr("scanpy_cnnimpute.pp._dropout_prob.LAYER_BLOCK_BYTES", 50 * 4 * height)
+        monkeypatch.setattr("scanpy_cnnimpute.get._dropout_prob.BLOCK_BYTES", 50 * 4 * height)
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
+        np.testing.assert_array_equal(adata.layers["dropout_prob"], expected)
+        np.testing.assert_array_equal(scnn.get.dropout_prob(adata), expected)
 
 
 def test_cells_without_cluster_or_counts_have_no_dropouts(adata: ad.AnnData) -> None:
@@ -127,13 +204,13 @@ def test_cells_without_cluster_or_counts_have_no_dropouts(adata: ad.AnnData) -> 
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="some")
     assert (adata.layers["dropout_prob"][:3] == 0).all()
     assert adata.layers["dropout_prob"][3:].max() > 0.5
-    assert adata.varm["dropout_prob_mu"].columns.tolist() == ["a", "b"]
+    assert adata.uns["dropout_prob"]["clusters"].tolist() == ["a", "b"]
+    assert adata.obs["dropout_prob_cluster"].tolist()[:5] == [-1, -1, -1, 1, 0]
 
 
 def test_cluster_names_that_files_cannot_hold(adata: ad.AnnData) -> None:
     adata.obs["named"] = adata.obs["type"].cat.rename_categories({"a": "CD4/CD8", "b": "CD4|CD8"})
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="named")
-    assert adata.varm["dropout_prob_mu"].columns.tolist() == ["CD4|CD8", "CD4|CD8_"]
     assert list(adata.uns["dropout_prob"]["clusters"]) == ["CD4/CD8", "CD4|CD8"]
     np.testing.assert_array_equal(scnn.get.dropout_prob(adata), adata.layers["dropout_prob"])
 
@@ -153,10 +230,9 @@ def test_round_trip(adata: ad.AnnData, tmp_path: object, suffix: str) -> None:
     back = getattr(ad, f"read_{suffix}")(path)
     np.testing.assert_array_equal(back.layers["dropout_prob"], adata.layers["dropout_prob"])
     np.testing.assert_array_equal(scnn.get.dropout_prob(back), adata.layers["dropout_prob"])
-    for name in PARAMETERS:
-        pd.testing.assert_frame_equal(
-            back.varm[f"dropout_prob_{name}"].astype(object), adata.varm[f"dropout_prob_{name}"].astype(object)
-        )
+    for name in (*PARAMETERS, "status"):
+        np.testing.assert_array_equal(back.varm[f"dropout_prob_{name}"], adata.varm[f"dropout_prob_{name}"])
+    assert back.uns["dropout_prob"]["clusters"].tolist() == ["x/y", "b"]
     assert back.uns["dropout_prob"]["params"] == adata.uns["dropout_prob"]["params"]
 
 
@@ -192,7 +268,7 @@ def test_get_refuses_counts_that_were_replaced(adata: ad.AnnData) -> None:
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     logged = adata.copy()
     logged.X = logged.X.log1p()
-    with pytest.raises(ValueError, match=r"the totals of 60 cells differ from adata.obs"):
+    with pytest.raises(ValueError, match=r"the totals of 60 cells differ from those at the time of the fit"):
         scnn.get.dropout_prob(logged)
     more = adata[:, :40].copy()
     more.X = more.X * 10
@@ -210,7 +286,7 @@ def test_merged_data_need_a_new_model(adata: ad.AnnData) -> None:
     other = simulate(seed=1)
     scnn.pp.dropout_prob(other, model="gamma_normal", cluster_key="type")
     merged = ad.concat([adata, other], merge="first", uns_merge="first", index_unique="-")
-    with pytest.raises(ValueError, match=r"The clusters \['a', 'b'\] have more cells than the dropout model"):
+    with pytest.raises(ValueError, match="60 of the cells do not come from the fit stored under 'dropout_prob'"):
         scnn.get.dropout_prob(merged)
     bare = ad.concat([adata, other], index_unique="-")
     with pytest.raises(KeyError, match="No dropout model is stored"):
@@ -219,9 +295,6 @@ def test_merged_data_need_a_new_model(adata: ad.AnnData) -> None:
         scnn.pp.cnn_impute(bare, verbose=False)
     with pytest.raises(ValueError, match=r"del adata.obs\['dropout_prob_library_size'\]"):
         scnn.pp.dropout_prob(bare, model="gamma_normal", cluster_key="type")
-    adata.obs["dropout_prob_cluster"] = adata.obs["dropout_prob_cluster"].cat.rename_categories({"a": "z"})
-    with pytest.raises(ValueError, match=r"has clusters \['z'\] that the dropout model does not have"):
-        scnn.get.dropout_prob(adata)
 
 
 def test_continuous_columns_are_no_clusters(adata: ad.AnnData) -> None:
@@ -245,7 +318,7 @@ def test_very_long_cluster_names(adata: ad.AnnData, tmp_path: object, suffix: st
 def test_one_cell_and_two_cells(adata: ad.AnnData) -> None:
     adata.obs["tiny"] = pd.Categorical(["one", "two", "two"] + ["many"] * 57)
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="tiny")
-    status = adata.varm["dropout_prob_status"]
+    status = statuses(adata)
     # One cell has no spread to fit.
     assert set(status["one"]) <= {"no counts", "fit failed"}
     assert (adata.layers["dropout_prob"][0] == 0).all()
@@ -259,8 +332,10 @@ def test_summary_tells_a_collapsed_gamma(imputed: ad.AnnData) -> None:
         zeros = dense(imputed.X[members]) == 0
         called = imputed.layers["dropout_prob"][members] > 0.5
         assert summary.loc[cluster, "zeros_called"] == pytest.approx(called[zeros].mean())
-        modelled = imputed.varm["dropout_prob_status"][cluster] == "modelled"
-        mean = imputed.varm["dropout_prob_alpha"][cluster] / imputed.varm["dropout_prob_beta"][cluster]
+        modelled = (statuses(imputed)[cluster] == "modelled").to_numpy()
+        position = imputed.uns["dropout_prob"]["clusters"].tolist().index(cluster)
+        alpha, beta = (imputed.varm[f"dropout_prob_{name}"][:, position] for name in ("alpha", "beta"))
+        mean = alpha / beta
         collapsed = np.abs(mean[modelled] / np.log10(1.01) - 1) < 0.01
         assert summary.loc[cluster, "collapsed"] == pytest.approx(collapsed.mean())
 
@@ -284,5 +359,12 @@ def test_refusals(adata: ad.AnnData) -> None:
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     with pytest.raises(KeyError, match="nonesuch"):
         scnn.get.dropout_prob(adata, genes=["nonesuch"])
-    with pytest.raises(ValueError, match="kind='csr' is not known"):
-        scnn.get.dropout_prob(adata, kind="csr")
+    for wrong in (0.0, 1.5, np.nan):
+        with pytest.raises(ValueError, match=r"capture_efficiency=.* is not allowed .*above 0 and at most 1"):
+            scnn.pp.dropout_prob(adata, capture_efficiency=wrong)
+    with pytest.raises(KeyError, match=r"capture_efficiency='depth' is not in adata.obs. Available: \['type'"):
+        scnn.pp.dropout_prob(adata, capture_efficiency="depth")
+    with pytest.raises(TypeError, match=r"adata.obs\['type'\] has dtype category, expected numbers"):
+        scnn.pp.dropout_prob(adata, capture_efficiency="type")
+    with pytest.raises(ValueError, match=r"capture_efficiency=0\.5 means nothing to model='gamma_normal'"):
+        scnn.pp.dropout_prob(adata, model="gamma_normal", capture_efficiency=0.5)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
+import importlib.util
 import inspect
 import json
 import logging
@@ -22,7 +24,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 import scanpy_cnnimpute as scnn
-from scanpy_cnnimpute.presets import PRESETS
+from scanpy_cnnimpute.presets import ConditionalSettings, DefaultSettings, PaperSettings
 
 
 def functions(*modules: Any) -> list[Any]:
@@ -59,14 +61,34 @@ def test_import_installs_no_handler_and_no_backend() -> None:
     assert run.stdout.split() == ["0", "None"]
 
 
-@pytest.mark.parametrize("documented", [scnn.pp.cnn_impute, scnn.CNNImputer], ids=lambda it: it.__name__)
-def test_documented_settings_are_those_of_the_presets(documented: Any) -> None:
-    doc = inspect.getdoc(documented) or ""
-    told = re.findall(r"^(\w+)\n {4}(Default|Paper) only: [^()]*\(([\d.]+)\)\.$", doc, flags=re.MULTILINE)
-    told += [("learning_rate", *pair) for pair in re.findall(r"\b(default|paper): (\de-\d)", doc)]
-    assert len(told) == 12  # four of the default alone, six of the paper's alone, both learning rates
+SETTINGS: dict[str, Any] = {
+    "default": DefaultSettings(),
+    "conditional": ConditionalSettings(),
+    "paper": PaperSettings(),
+}
+
+
+def test_documented_settings_are_those_of_the_presets() -> None:
+    doc = inspect.getdoc(scnn.pp.cnn_impute) or ""
+    only = re.findall(r"^(\w+)\n {4}(Default|Conditional|Paper) only: [^()]*\(([\d.]+)\)\.$", doc, flags=re.MULTILINE)
+    told = [(name, preset.lower(), float(value)) for name, preset, value in only]
+    told += [
+        ("learning_rate", preset, float(value)) for preset, value in re.findall(r"\b(default|paper): (\de-\d)", doc)
+    ]
+    # The default's number of steps, two of the conditional estimate alone, six of the paper's, both learning rates.
+    assert len(told) == 11
     for name, preset, value in told:
-        assert PRESETS[preset.lower()].as_dict()[name] == float(value), name
+        assert SETTINGS[preset].as_dict()[name] == value, name
+    (high, low) = re.findall(r"\(conditional and paper: ([\d.]+); else ([\d.]+)\)", doc)[0]
+    assert {name: values.threshold for name, values in SETTINGS.items()} == {
+        "default": float(low),
+        "conditional": float(high),
+        "paper": float(high),
+    }
+    assert SETTINGS["paper"].log is True
+    assert "Paper only: train on log1p(counts) (``True``) or" in doc
+    n_top = re.findall(r"^n_top\n {4}[^()]*\((\d+)\)\.$", doc, flags=re.MULTILINE)
+    assert {values.n_top for values in SETTINGS.values()} == {int(n_top[0])}
 
 
 @pytest.mark.parametrize("function", ON_ADATA, ids=lambda function: function.__qualname__)
@@ -105,7 +127,8 @@ def test_copy_returns_and_leaves_alone(adata: AnnData) -> None:
 def test_logging_says_what_was_written(adata: AnnData, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "scanpy_cnnimpute"):
         scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
-    assert "added varm['dropout_prob_rate']" in caplog.text
+    assert "pp.dropout_prob: added " in caplog.text
+    assert "varm['dropout_prob_rate']" in caplog.text
     assert "layers['dropout_prob']" in caplog.text
 
 
@@ -142,13 +165,43 @@ def test_every_public_function_has_an_example_that_runs() -> None:
         assert any(test.examples for test in finder.find(function)), function.__qualname__
 
 
-def test_cores_know_no_anndata() -> None:
-    """The arrow runs one way: adapters to cores, and network and mixture not to each other."""
-    for core, forbidden in (("mixture", "network"), ("network", "mixture"), ("density_peaks", "mixture")):
-        for name in pkgutil.iter_modules(importlib.import_module(f"scanpy_cnnimpute.{core}").__path__):
-            source = inspect.getsource(importlib.import_module(f"scanpy_cnnimpute.{core}.{name.name}"))
-            assert "AnnData" not in source.replace('"""', "")
-            assert f"from ..{forbidden}" not in source
+# Packages that work on arrays, and what none of their modules may import.
+ADAPTERS = {"_anndata", "get", "pl", "pp", "tl"}
+FORBIDDEN: dict[str, set[str]] = {
+    "clustering": {"dropout", "imputation", "metrics"},
+    "dropout": {"imputation", "presets"},
+    "imputation": set(),
+    "imputation.default": {"imputation.paper"},
+    "imputation.paper": {"imputation.default"},
+    "metrics": {"clustering", "dropout", "imputation"},
+}
+
+
+def imported(module: Any) -> set[str]:
+    """Everything that the source of a module imports, by full name, also within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = module.__name__ if hasattr(module, "__path__") else module.__name__.rpartition(".")[0]
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("core", FORBIDDEN)
+def test_cores_know_no_anndata(core: str) -> None:
+    """The arrow runs one way: adapters to imputation, to dropout, to kernels; presets do not know each other."""
+    package = importlib.import_module(f"scanpy_cnnimpute.{core}")
+    inside = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    assert inside
+    forbidden = {f"scanpy_cnnimpute.{name}" for name in ADAPTERS | FORBIDDEN[core]} | {"anndata", "scanpy"}
+    for name in [package.__name__, *inside]:
+        names = imported(importlib.import_module(name))
+        assert not {each for each in names for other in forbidden if each == other or each.startswith(f"{other}.")}, (
+            name
+        )
 
 
 def test_bundled_data() -> None:

@@ -21,6 +21,7 @@ from matplotlib.text import Text
 from scipy import stats
 
 import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute.dropout.gamma_normal.model import PARAMETERS, STATUSES
 from scanpy_cnnimpute.pl._imputation import HIGHER_IS_BETTER, LABELS, TESTS
 from scanpy_cnnimpute.tl._eval_imputation import How
 
@@ -232,8 +233,9 @@ def test_mixture(results: ad.AnnData) -> None:
     # The first bar holds the zeros.
     observed = dense(results[:, MODELLED].X).ravel()
     assert bars.values[0] == (observed[inside] == 0).sum()
+    position = results.uns["published"]["clusters"].tolist().index("b")
     rate, alpha, beta, mu, sigma = (
-        results.varm[f"published_{name}"].loc[MODELLED, "b"] for name in ("rate", "alpha", "beta", "mu", "sigma")
+        results.varm[f"published_{name}"][results.var_names.get_loc(MODELLED), position] for name in PARAMETERS
     )
     gamma, normal = axes.lines
     x = gamma.get_xdata()
@@ -254,13 +256,15 @@ def test_mixture_takes_the_largest_cluster_in_which_the_gene_is_modelled() -> No
     adata.obs["unequal"] = ["small"] * 20 + ["large"] * 40
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="unequal")
     status = adata.varm["dropout_prob_status"]
-    both = status.index[(status == "modelled").all(axis=1)][0]
+    large, small = (adata.uns["dropout_prob"]["clusters"].tolist().index(name) for name in ("large", "small"))
+    position = np.flatnonzero((status == STATUSES.index("modelled")).all(axis=1))[0]
+    both = adata.var_names[position]
     assert scnn.pl.mixture(adata, gene=both, show=False).get_title() == f"{both} in large"
-    adata.varm["dropout_prob_status"].loc[both, "large"] = "mean too low"
+    status[position, large] = STATUSES.index("mean too low")
     assert scnn.pl.mixture(adata, gene=both, show=False).get_title() == f"{both} in small"
     with pytest.raises(ValueError, match="is not modelled in cluster 'large': mean too low"):
         scnn.pl.mixture(adata, gene=both, cluster="large", show=False)
-    adata.varm["dropout_prob_status"].loc[both, "small"] = "fit failed"
+    status[position, small] = STATUSES.index("fit failed")
     with pytest.raises(ValueError, match=r"not modelled in any cluster: .*'small': 'fit failed'"):
         scnn.pl.mixture(adata, gene=both, show=False)
 

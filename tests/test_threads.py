@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute._anndata.counts import layer_names
 from scanpy_cnnimpute._threads import single_threaded_blas
-from scanpy_cnnimpute.pp import _dropout_prob
+from scanpy_cnnimpute.dropout.calibrated import CalibratedModel
 
 FRESH_PROCESS = """
 import logging, sys
@@ -36,11 +36,13 @@ def test_libraries_are_limited_and_the_bits_are_the_same(monkeypatch: pytest.Mon
     before = numba.get_num_threads()
     seen = []
 
+    fit = CalibratedModel.fit
+
     def watched(*arguments: Any, **keywords: Any) -> Any:
         seen.append((numba.get_num_threads(), {pool["num_threads"] for pool in threadpool_info()}))
-        return scnn.mixture.fit_calibrated(*arguments, **keywords)
+        return fit(*arguments, **keywords)
 
-    monkeypatch.setattr(_dropout_prob, "fit_calibrated", watched)
+    monkeypatch.setattr(CalibratedModel, "fit", watched)
     one, all_cores, many = (
         scnn.pp.dropout_prob(simulate(), cluster_key="type", n_jobs=n_jobs, copy=True) for n_jobs in (1, None, 1000)
     )

@@ -118,7 +118,9 @@ def check_keys(*keys: str, **named: str) -> None:
     for key in keys:
         check_key("A key", key)
     for name, key in named.items():
-        problem = _name_problem(check_key(name, key))
+        check_key(name, key)
+    for name, key in named.items():
+        problem = _name_problem(key)
         if problem is not None:
             msg = f"{name}={key!r} is not allowed: {problem}."
             raise ValueError(msg)

@@ -71,8 +71,8 @@ def set_weights(model: keras.Model, weights: list[np.ndarray]) -> None:
     model.set_weights(weights)
 
 
-def predict_batch(model: keras.Model, inputs: list[np.ndarray]) -> np.ndarray:
-    """Outputs of a network for one batch."""
+def predict_batch(model: keras.Model, inputs: np.ndarray | list[np.ndarray]) -> np.ndarray:
+    """Outputs of a network for one batch: an array for a network with one input, else a list."""
     with quiet_retracing():
         return np.asarray(model.predict_on_batch(inputs))
 

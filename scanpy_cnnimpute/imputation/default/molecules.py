@@ -183,7 +183,7 @@ class MoleculeImputer(Imputer):
         train_scores = model.train_scores[np.searchsorted(model.train_cells, ids)]
         own = counts if rows.size == counts.shape[0] else counts[rows]
         train, test = split_molecules(own, ids, model.gene_ids, model.random_state)
-        self.depth_mean = float(_log_depth(own).mean()) if rows.size else 0.0
+        self.depth_mean = float(_log_depth(cells.library_size[rows]).mean()) if rows.size else 0.0
         mean = train_scores.mean(axis=0) @ model.train_loadings[genes].T if rows.size else np.ones(genes.size)
         level = np.log(mean + MIN_RATE)
         self.level[genes] = level - level.mean() if genes.size else level
@@ -216,11 +216,13 @@ class MoleculeImputer(Imputer):
         loadings: np.ndarray,
         shape: np.ndarray,
         layout: GeneLayout,
-        depth_mean: float | None = None,
+        depth: np.ndarray | None = None,
     ) -> _Source:
-        depth = _log_depth(counts)
+        """Describe cells by their counts; default: depths are those of the counts, centred."""
+        if depth is None:
+            depth = _log_depth(counts.sum(axis=1, dtype=np.float64))
+            depth -= depth.mean() if depth.size else 0.0
         profile = np.log(scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12) + MIN_PROFILE)
-        centre = depth.mean() if depth_mean is None and depth.size else (depth_mean or 0.0)
         genes = layout.genes
         return _Source(
             counts=counts,
@@ -228,7 +230,7 @@ class MoleculeImputer(Imputer):
             loadings=np.ascontiguousarray(loadings[genes]),
             shape=shape[genes].astype(np.float32),
             shared=np.column_stack([self.level[genes], np.log(shape[genes]), layout.correlations]),
-            cells=np.column_stack([profile, depth - centre]).astype(np.float32),
+            cells=np.column_stack([profile, depth]).astype(np.float32),
         )
 
     def _inputs(
@@ -332,7 +334,9 @@ class MoleculeImputer(Imputer):
             )
         if not self.weights or not layout.genes.size:
             return lambda _rows, _indptr, columns: np.zeros(columns.size, dtype=np.float32)
-        source = self._source(counts, cells.scores, model.loadings, model.shape, layout, self.depth_mean)
+        # Depths of all genes, also of those that were dropped from the data since.
+        depth = _log_depth(cells.library_size) - self.depth_mean
+        source = self._source(counts, cells.scores, model.loadings, model.shape, layout, depth)
         width, n_rows = CALL_TARGETS, CALL_ENTRIES // CALL_TARGETS // CALL_SHAPES * CALL_SHAPES
         sizes = self._sizes(width, source.cells.shape[1])
         network = shared_network(sizes, self.neighbours.shape[1], held_out_deviance)
@@ -385,5 +389,5 @@ def _positions(genes: np.ndarray, n_genes: int) -> np.ndarray:
     return positions
 
 
-def _log_depth(counts: sp.csr_array) -> np.ndarray:
-    return np.log(np.maximum(counts.sum(axis=1, dtype=np.float64), 1.0))
+def _log_depth(library_size: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(library_size, 1.0))

@@ -95,7 +95,7 @@ class Network:
         for layer in self.model.layers:
             if hasattr(layer, "kernel"):
                 glorot = initializers.GlorotUniform(seed=int(rng.integers(2**31)))
-                layer.kernel.assign(glorot(layer.kernel.shape))
+                layer.kernel.assign(glorot(layer.kernel.shape, dtype=layer.kernel.dtype))
             elif isinstance(layer, layers.Dropout):
                 state = layer.seed_generator.state
                 state.assign(np.array([rng.integers(2**31), 0], dtype=state.dtype))

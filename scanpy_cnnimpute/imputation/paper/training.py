@@ -80,7 +80,7 @@ def predict(model: keras.Model, inputs: csr_array, settings: PaperSettings) -> n
     blocks = []
     for start in range(0, inputs.shape[0], PREDICTION_BATCH):
         rows = np.arange(start, min(start + PREDICTION_BATCH, inputs.shape[0]))
-        blocks.append(predict_batch(model, [_dense(inputs, rows, width)]))
+        blocks.append(predict_batch(model, _dense(inputs, rows, width)))
     return np.concatenate(blocks)
 
 
