@@ -50,7 +50,8 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         msg = f"{path} has format {found!r}; this version reads format {FORMAT}."
         raise ValueError(msg)
     try:
-        with np.load(path / ARRAYS, allow_pickle=False) as arrays:
+        # Opened here: numpy leaves files open that it cannot read.
+        with (path / ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return description, {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
         msg = f"{path} holds no readable CNNImputer: {ARRAYS} is damaged ({error})."

@@ -292,7 +292,7 @@ class CNNImputer:
         description, arrays = _saved.load(Path(path))
         try:
             return cls._from_saved(description, arrays)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = error.args[0] if error.args else error
             msg = f"{path} holds no readable CNNImputer: {reason}"
             raise ValueError(msg) from error
@@ -366,6 +366,10 @@ class CNNImputer:
         kind = find_imputer(description["preset"], description["estimate"])
         settings = kind.settings_type.from_overrides(description["settings"])
         sizes = {"genes": len(genes)}
+        history = description["history"]
+        if not isinstance(history, list) or not all(isinstance(network, dict) for network in history):
+            msg = "the history is no list of networks"
+            raise ValueError(msg)
 
         def part(prefix: str) -> dict[str, np.ndarray]:
             return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
@@ -375,7 +379,7 @@ class CNNImputer:
             sizes,
             settings=settings,
             estimate=description["estimate"],
-            history=list(description["history"]),
+            history=history,
         )
         model = None
         if description["dropout_model"] is not None:
@@ -412,6 +416,13 @@ class CNNImputer:
         estimate = self.estimate or kind.estimates[0]
         settings = resolve_settings(kind, estimate, self._overrides)
         grouped = Clusters.single(counts.shape[0]) if clusters is None else _clusters(clusters, counts.shape[0])
+        takes_efficiency = dropout is None and MODELS[kind.dropout_model].takes_capture_efficiency
+        if capture_efficiency is not None and not takes_efficiency:
+            msg = (
+                f"capture_efficiency={capture_efficiency!r} is a parameter of the calibrated dropout model, which is not "
+                f"fitted with preset={self.preset!r} or if dropout= is given: leave it out."
+            )
+            raise ValueError(msg)
         self._imputer, self._model, self.genes_ = None, None, names
         if dropout is None:
             model = MODELS[kind.dropout_model]
@@ -524,7 +535,11 @@ def _columns(dropout: Any, shape: tuple[int, int], order: np.ndarray | None) -> 
 def _efficiency(capture_efficiency: float | np.ndarray | None, n_cells: int) -> np.ndarray | None:
     if capture_efficiency is None:
         return None
-    efficiency = np.broadcast_to(np.asarray(capture_efficiency, dtype=np.float64), (n_cells,))
+    given = np.asarray(capture_efficiency, dtype=np.float64)
+    if given.shape not in {(), (n_cells,)}:
+        msg = f"capture_efficiency has shape {given.shape}, expected a number or ({n_cells},)."
+        raise ValueError(msg)
+    efficiency = np.broadcast_to(given, (n_cells,))
     if not ((efficiency > 0) & (efficiency <= 1)).all():
         msg = (
             f"capture_efficiency={capture_efficiency!r} is not allowed: shares of the molecules, above 0 and at most 1."

@@ -365,11 +365,13 @@ def value_missed(  # type: ignore[no-untyped-def]
             if correction[entry] != 0.0:
                 mean *= math.exp(correction[entry])
             r, value = shape[g], 0.0
-            if needs_moments or (logarithmic and mean >= min(SERIES_RANGE, SERIES_RANGE * r)):
+            few = mean < min(SERIES_RANGE, SERIES_RANGE * r)
+            if needs_moments or (logarithmic and not few):
                 present, first, second = log_moments(mean, r, unit * c, logs)
                 value = present * first
                 if needs_moments:
                     deviation[entry] = math.sqrt(max(present * second - value * value, 0.0))
-            elif logarithmic:
+            if logarithmic and few:
+                # Also with deviations, which must not change the values.
                 value = _series_mean(mean, coefficients[g], differences)
             values[entry] = _expm1(value) / unit if logarithmic else mean * c

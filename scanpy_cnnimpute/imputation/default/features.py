@@ -51,6 +51,20 @@ def correlated_genes(residuals: np.ndarray, n_top: int) -> tuple[np.ndarray, np.
     return neighbours, correlations
 
 
+def check_network(neighbours: np.ndarray, weights: list[np.ndarray]) -> None:
+    """Refuse targets without a network, and a network without targets, as of a damaged file.
+
+    Raises
+    ------
+    ValueError
+        With what is wrong.
+    """
+    n_targets = int((neighbours[:, 0] >= 0).sum())
+    if (n_targets > 0) != (len(weights) > 0):
+        msg = f"the network has {len(weights)} arrays of weights for {n_targets} target genes"
+        raise ValueError(msg)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeneLayout:
     """Genes that a network reads and predicts, as columns of the counts.

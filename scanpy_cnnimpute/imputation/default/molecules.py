@@ -17,7 +17,16 @@ from ...presets import DefaultSettings
 from ..base import IMPUTED, MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
 from ..progress import progress_bar
 from .architecture import MAX_CORRECTION, held_out_deviance, shared_network
-from .features import GeneLayout, InputBuffers, batches, correlated_genes, layout_of, network_genes, network_inputs
+from .features import (
+    GeneLayout,
+    InputBuffers,
+    batches,
+    check_network,
+    correlated_genes,
+    layout_of,
+    network_genes,
+    network_inputs,
+)
 from .kernels import arrange_targets, collect_predictions, count_targets, describe_counts
 from .selection import above_threshold
 from .training import train_network
@@ -281,6 +290,11 @@ class MoleculeImputer(Imputer):
             sizes, held_out_deviance, lambda: batch(next(drawn)), batch(checked), self.settings, seed
         )
         self.history.append({"cluster": "all", "subset": 0, "n_targets": n_genes, "n_inputs": n_genes, **history})
+
+    def check_consistent(self) -> None:
+        """Refuse arrays that do not go together; see :meth:`Imputer.check_consistent`."""
+        super().check_consistent()
+        check_network(self.neighbours, self.weights)
 
     def predict(
         self,

@@ -15,7 +15,7 @@ from ...presets import ConditionalSettings
 from ..base import IMPUTED, MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
 from ..progress import progress_bar
 from .architecture import hidden_mse, shared_network
-from .features import GeneLayout, batches, correlated_genes, layout_of, network_genes, network_inputs
+from .features import GeneLayout, batches, check_network, correlated_genes, layout_of, network_genes, network_inputs
 from .low_rank import GeneLines, LowRank, fit_lines, fit_low_rank
 from .selection import above_threshold
 from .training import train_network
@@ -158,6 +158,11 @@ class NonzeroImputer(Imputer):
             weights=[],
             settings=settings,
         )
+
+    def check_consistent(self) -> None:
+        """Refuse arrays that do not go together; see :meth:`Imputer.check_consistent`."""
+        super().check_consistent()
+        check_network(self.neighbours, self.weights)
 
     def predict(
         self,
