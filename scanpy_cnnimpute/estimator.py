@@ -419,8 +419,8 @@ class CNNImputer:
         takes_efficiency = dropout is None and MODELS[kind.dropout_model].takes_capture_efficiency
         if capture_efficiency is not None and not takes_efficiency:
             msg = (
-                f"capture_efficiency={capture_efficiency!r} is a parameter of the calibrated dropout model, which is not "
-                f"fitted with preset={self.preset!r} or if dropout= is given: leave it out."
+                f"capture_efficiency={capture_efficiency!r} is a parameter of the calibrated dropout model, which is "
+                f"not fitted with preset={self.preset!r} or if dropout= is given: leave it out."
             )
             raise ValueError(msg)
         self._imputer, self._model, self.genes_ = None, None, names

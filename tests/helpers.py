@@ -106,8 +106,10 @@ def assert_only_added(before: ad.AnnData, after: ad.AnnData, added: set[tuple[st
     assert (after.raw is None) == (before.raw is None)
 
 
-def untrained(model: Any, *_: Any, **__: Any) -> dict[str, list[float]]:
+def untrained(sizes: Any, loss: Any, draw: Any, validation: Any, settings: Any, seed: int) -> Any:
     """In place of the training of a default network: weights that change every prediction, whatever the data."""
+    from scanpy_cnnimpute.imputation.default.architecture import build_network
+
     rng = np.random.default_rng(0)
-    model.set_weights([weight + rng.normal(0, 0.2, weight.shape) for weight in model.get_weights()])
-    return {"loss": [np.nan], "val_loss": [1.0]}
+    shapes = [weight.shape for weight in build_network(sizes, settings.n_top, loss).weights]
+    return [rng.normal(0, 0.2, shape).astype(np.float32) for shape in shapes], {"loss": [np.nan], "val_loss": [1.0]}

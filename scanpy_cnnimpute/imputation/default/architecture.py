@@ -93,11 +93,11 @@ def initialise(model: keras.Model, seed: int) -> None:
         variable.assign(np.zeros(variable.shape, dtype=np.float32))
     for offset, name in enumerate(("correlated", "cell")):
         kernel = model.get_layer(name).kernel
-        kernel.assign(initializers.GlorotUniform(seed=seed + offset)(kernel.shape))
+        kernel.assign(initializers.GlorotUniform(seed=seed + offset)(kernel.shape, dtype=kernel.dtype))
     joint = [model.get_layer(name).kernel for name in ("joint_correlated", "joint_gene", "joint_cell")]
     limit = (6 / (sum(kernel.shape[0] for kernel in joint) + WIDTH)) ** 0.5  # Glorot's, of the three as one layer
     for offset, kernel in enumerate(joint, start=2):
-        kernel.assign(initializers.RandomUniform(-limit, limit, seed=seed + offset)(kernel.shape))
+        kernel.assign(initializers.RandomUniform(-limit, limit, seed=seed + offset)(kernel.shape, dtype=kernel.dtype))
 
 
 class SharedNetwork:

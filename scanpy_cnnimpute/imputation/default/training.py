@@ -75,7 +75,7 @@ class _Trainer:
         settings: DefaultSettings,
         shapes: tuple[tuple[tuple[int, ...], str], ...],
     ) -> None:
-        from keras import Model, backend, optimizers
+        from keras import Model, backend, ops, optimizers
 
         from ..optimizer import FusedAdam
 
@@ -95,6 +95,7 @@ class _Trainer:
         )
         # TensorFlow would trace a step that creates variables twice.
         self._trainer.optimizer.build(self._trainer.trainable_variables)
+        self._fresh = [ops.convert_to_numpy(variable) for variable in self._trainer.optimizer.variables]
         self._draw: Callable[[], Batch] | None = None
         self._first: Batch | None = None
         self._n_threads = numba.get_num_threads()
@@ -107,9 +108,8 @@ class _Trainer:
         from keras import callbacks, ops
 
         model, trainer = self._model, self._trainer
-        for variable in trainer.optimizer.variables:
-            if variable is not trainer.optimizer.learning_rate:
-                variable.assign(np.zeros(variable.shape, dtype=variable.dtype))
+        for variable, value in zip(trainer.optimizer.variables, self._fresh, strict=True):
+            variable.assign(value)
         initialise(model, seed)
         best, history = model.get_weights(), {"loss": [], "val_loss": []}  # type: ignore[var-annotated]
         # Copied to the device once, not at each check.
