@@ -281,7 +281,12 @@ def test_a_saved_imputer_survives_an_interrupt(tmp_path: Path, monkeypatch: pyte
 
 def test_damaged_descriptions_of_imputers(tmp_path: Path) -> None:
     _saved.save(tmp_path / "m", {"preset": "default"}, {}, overwrite=False)
-    for text, match in (("3", "is damaged"), ("{", "is damaged"), ("[]", "has format None"), ("{}", "has format None")):
+    for text, match in (
+        ("3", "has format None"),
+        ("{", "is damaged"),
+        ("[]", "has format None"),
+        ("{}", "has format None"),
+    ):
         (tmp_path / "m" / "imputer.json").write_text(text)
         with pytest.raises(ValueError, match=match):
             _saved.load(tmp_path / "m")

@@ -297,6 +297,17 @@ def test_merged_data_need_a_new_model(adata: ad.AnnData) -> None:
         scnn.pp.dropout_prob(bare, model="gamma_normal", cluster_key="type")
 
 
+@pytest.mark.parametrize("position", [-2, 2, 7])
+def test_clusters_that_the_model_does_not_have(adata: ad.AnnData, position: int) -> None:
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
+    adata.obs.loc["c3", "dropout_prob_cluster"] = position
+    for call in (scnn.get.dropout_prob, scnn.pp.cnn_impute):
+        with pytest.raises(
+            ValueError, match=r"'dropout_prob' is damaged: .*clusters outside -1 to 1. Run pp.dropout_prob"
+        ):
+            call(adata)
+
+
 def test_continuous_columns_are_no_clusters(adata: ad.AnnData) -> None:
     adata.obs["score"] = np.linspace(0, 1, 60)
     with pytest.raises(ValueError, match=r"adata.obs\['score'\] holds fractions"):

@@ -102,7 +102,15 @@ def load_dropout_model(adata: AnnData, key: str) -> tuple[DropoutModel, Any]:
     record = adata.uns[key]
     kind = MODELS[record["params"]["model"]]
     model = _read_record(adata, key, kind, record["arrays"])
-    return model, _read_record(adata, key, kind.cells_type, record["arrays"])
+    cells = _read_record(adata, key, kind.cells_type, record["arrays"])
+    clusters = model.clusters(cells)
+    if clusters.codes.min(initial=-1) < -1 or clusters.codes.max(initial=-1) >= len(clusters.names):
+        msg = (
+            f"The fit stored under {key!r} is damaged: adata.obs has clusters outside -1 to {len(clusters.names) - 1}. "
+            f"Run {written_by(adata, key)} again."
+        )
+        raise ValueError(msg)
+    return model, cells
 
 
 def layer_checksum(layer: Any) -> int:

@@ -407,8 +407,10 @@ def _check_origin(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) 
         )
         raise ValueError(msg)
     if fitted_key in adata.obs:
-        names = np.array([*adata.uns[key]["clusters"], None], dtype=object)  # the code -1 picks the last
-        fitted = pd.Series(names[adata.obs[f"{key}_cluster"].to_numpy()], index=adata.obs_names, dtype=object)
+        model, cells = load_dropout_model(adata, key)
+        clusters = model.clusters(cells)
+        names = np.array([*clusters.names, None], dtype=object)  # the code -1 picks the last
+        fitted = pd.Series(names[clusters.codes], index=adata.obs_names, dtype=object)
         today = adata.obs[fitted_key].astype(object).map(str, na_action="ignore")
         if (fitted.notna() & (fitted != today)).any():
             msg = (
