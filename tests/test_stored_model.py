@@ -70,7 +70,9 @@ def test_seeds_and_capture_efficiency_reach_both_models() -> None:
     layer, zero = adata.layers["cnn_imputed"].toarray(), dense(adata.X) == 0
     scnn.pp.cnn_impute(adata, random_state=4, key_added="other", **SHORT)  # the network's alone
     assert adata.uns["dropout_prob"]["params"]["random_state"] == 3
-    assert (adata.layers["other"].toarray() != layer).any()
+    # On so few cells both may keep the weights that change nothing, but they were trained differently.
+    losses = [adata.uns[key]["history"]["val_loss"].to_numpy() for key in ("cnn_imputed", "other")]
+    assert (losses[0][1:] != losses[1][1:]).all()
     scnn.pp.dropout_prob(adata, capture_efficiency=0.05, key_added="shallow")
     scnn.pp.cnn_impute(adata, dropout_key="shallow", key_added="more", **SHORT)
     # More was missed, so more is given back.
