@@ -101,7 +101,14 @@ def masking(adata: ad.AnnData, name: str, seed: int, masks: Path | None) -> list
     part = ad.AnnData(held.astype(np.float32))
     part.layers["dropout_prob"] = np.ones(held.shape, dtype=np.float32)
     scnn.pp.cnn_impute(
-        part, estimate="conditional", threshold=0, gate=False, return_std=True, random_state=seed, verbose=False
+        part,
+        estimate="conditional",
+        threshold=0,
+        gate=False,
+        return_std=True,
+        store="layer",
+        random_state=seed,
+        verbose=False,
     )
     seconds = time.perf_counter() - started
     estimate = np.log1p(dense(part.layers["cnn_imputed"])[rows, columns])
@@ -149,10 +156,10 @@ def thinning(adata: ad.AnnData, thinned: Any, name: str, seed: int, share: float
         scnn.pp.dropout_prob(part, capture_efficiency=efficiency, random_state=seed, store="layer")
         seconds[method] = time.perf_counter() - started
         probability[method] = part.layers["dropout_prob"][zero]
-        scnn.pp.cnn_impute(part, random_state=seed, verbose=False)
+        scnn.pp.cnn_impute(part, random_state=seed, store="layer", verbose=False)
         found[method] = dense(part.layers["cnn_imputed"])
     scnn.pp.dropout_prob(part, capture_efficiency=share, random_state=seed, store="params")
-    scnn.pp.cnn_impute(part, gate=False, random_state=seed, verbose=False)
+    scnn.pp.cnn_impute(part, gate=False, random_state=seed, store="layer", verbose=False)
     found["cnn_impute, no gate"] = dense(part.layers["cnn_imputed"])
     scnn.tl.cluster(part)
     clusters = part.obs["cnn_cluster"].to_numpy()

@@ -88,8 +88,9 @@ def run_peer(
         command += ["--seed", str(seed), "--threads", str(threads)]
         limits = {f"{library}_NUM_THREADS": str(threads) for library in THREADS}
         limits |= {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads)}
-        # Without the caller's paths, for another Python's packages; in a folder of its own, as some leave files.
-        kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+        # Another environment must not see this interpreter's packages. The folder is temporary: some peers leave files.
+        hidden = ("PYTHONPATH", "PYTHONHOME") if environment is not None else ()
+        kept = {key: value for key, value in os.environ.items() if key not in hidden}
         if environment == "dca":  # kopt, of DCA, makes ~/.kopt when it is imported
             kept["HOME"] = name
         try:

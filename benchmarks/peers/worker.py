@@ -119,15 +119,15 @@ def run_none(counts: np.ndarray, seed: int, threads: int) -> np.ndarray:
 
 
 def run_ours(counts: np.ndarray, seed: int, **settings: object) -> np.ndarray:
-    """Our own package: clusters, dropout probabilities and imputation."""
+    """Our own package: dropout probabilities and imputation, for the paper's preset also clusters."""
     import anndata
 
     import scanpy_cnnimpute as scnn
 
     adata = anndata.AnnData(counts.astype(np.float32))
-    if settings.get("estimate") == "conditional":  # everywhere: no probabilities, and so no clusters, are needed
+    if settings.get("estimate") == "conditional":  # every zero is imputed
         adata.layers["dropout_prob"] = np.ones(counts.shape, dtype=np.float32)
-    scnn.pp.cnn_impute(adata, random_state=seed, verbose=False, **settings)
+    scnn.pp.cnn_impute(adata, random_state=seed, store="layer", verbose=False, **settings)
     return adata.layers["cnn_imputed"]
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 from scipy import sparse
 
 import scanpy_cnnimpute as scnn
-from scanpy_cnnimpute.clustering import density_peaks
-from scanpy_cnnimpute.imputation import _inputs
+from scanpy_cnnimpute.clustering.density_peaks import adaptive_density_peaks
+from scanpy_cnnimpute.imputation.paper import inputs
 
 from .counts import resampled
 
@@ -61,11 +61,11 @@ class DensityPeaks:
         adata = resampled(n_cells, 2000)
         scaled = np.log1p(adata.X.toarray())
         self.plane = np.linalg.svd(scaled - scaled.mean(axis=0), full_matrices=False)[0][:, :2]
-        density_peaks.adaptive_density_peaks(self.plane[:50])
+        adaptive_density_peaks(self.plane[:50])
 
     def time_adaptive(self, n_cells: int) -> None:
         """Densities, distances, centres and labels."""
-        density_peaks.adaptive_density_peaks(self.plane)
+        adaptive_density_peaks(self.plane)
 
 
 class InputGenes(_Sized):
@@ -75,21 +75,21 @@ class InputGenes(_Sized):
         """Genes that vary."""
         super().setup(size)
         self.values = sparse.csc_array(self.adata.X.log1p())
-        self.genes = np.flatnonzero(~_inputs.is_constant(self.values))
-        _inputs.select_inputs(self.values, self.genes[:2], self.genes[:9], 5)
+        self.genes = np.flatnonzero(~inputs.is_constant(self.values))
+        inputs.select_inputs(self.values, self.genes[:2], self.genes[:9], 5)
 
     def time_select_inputs(self, size: tuple[int, int]) -> None:
         """Those of all genes, subset by subset."""
         for start in range(0, self.genes.size, 512):
-            _inputs.select_inputs(self.values, self.genes[start : start + 512], self.genes, 5)
+            inputs.select_inputs(self.values, self.genes[start : start + 512], self.genes, 5)
 
     def peakmem_select_inputs(self, size: tuple[int, int]) -> None:
         """Those of one subset."""
-        _inputs.select_inputs(self.values, self.genes[:512], self.genes, 5)
+        inputs.select_inputs(self.values, self.genes[:512], self.genes, 5)
 
 
 class Presets(_Sized):
-    """Everything from counts to imputed counts, clusters included for the default."""
+    """Everything from counts to imputed counts with the default preset."""
 
     def time_default(self, size: tuple[int, int]) -> None:
         """As shipped."""
@@ -101,7 +101,7 @@ class Presets(_Sized):
 
 
 class Networks:
-    """The networks alone."""
+    """The networks with given dropout probabilities, that is, the conditional estimate of both presets."""
 
     params = ["paper", "default"]
     param_names = ["preset"]
@@ -110,11 +110,11 @@ class Networks:
     timeout = 1800
 
     def setup(self, preset: str) -> None:
-        """A case that a laptop trains."""
+        """Fit once, so that the networks are compiled."""
         self.counts = resampled(300, 1000).X
         short = {"max_epochs": 3} if preset == "paper" else {}
-        self.imputer = scnn.CNNImputer(preset=preset, verbose=False, **short)
-        # Half of the zeros are missing, or the published networks would have no inputs.
+        self.imputer = scnn.CNNImputer(preset=preset, estimate="conditional", verbose=False, **short)
+        # Half of the zeros are dropouts: the published networks take no inputs that are dropouts in most cells.
         self.dropout = np.random.default_rng(0).random(self.counts.shape, dtype=np.float32)
         self.imputer.fit(self.counts, dropout=self.dropout)
 

@@ -1,4 +1,4 @@
-"""Data sets that come with the package, and simulated ones."""
+"""Bundled and simulated data sets."""
 
 from __future__ import annotations
 

@@ -16,14 +16,17 @@ def five_cell_lines() -> AnnData:
 
     Returns
     -------
-    AnnData with raw counts (CSR, float32) in `X`; ``obs["cell_line"]`` (A549, H1975, H2228, H838, HCC827) and
-    ``obs["demuxlet"]`` (singlet or doublet) as called by demuxlet from each cell's variants, independent of
-    expression levels; ``var["ensembl_id"]``; ``uns["source"]``.
+    AnnData with
+
+    - ``X``: raw counts (CSR, float32);
+    - ``obs["cell_line"]``: A549, H1975, H2228, H838 or HCC827, and ``obs["demuxlet"]``: SNG (singlet) or DBL (doublet),
+      both called by demuxlet from genetic variants, independent of expression levels;
+    - ``var["ensembl_id"]``; ``uns["source"]``: reference and licence.
 
     Notes
     -----
-    Tian et al., Nat Methods 16, 479-487 (2019), GSE118767, under the MIT licence that lies beside the file; a random
-    draw of the genes seen in at least 5 % of the cells, see ``benchmarks/make_five_cell_lines.py``.
+    Source: Tian et al., Nat Methods 16, 479-487 (2019), GSE118767, MIT licence. The genes are a random draw of those
+    detected in at least 5 % of the cells; see ``benchmarks/make_five_cell_lines.py``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The Splatter model: counts of which the truth is known."""
+"""The Splatter model: simulated counts with known truth."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .._checks import check_number
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-BLOCK = 2**21  # entries drawn at a time: a few dense temporaries of 16 MB
-LARGEST = 2.0**23  # rate up to which a Poisson count is exact in float32
+BLOCK_ENTRIES = 2**21  # entries drawn at a time: dense temporaries of 16 MB each
+MAX_RATE = 2.0**23  # float32 holds integers up to 2**24, and a Poisson count of this rate is below that
 
 
 def simulate(
@@ -42,12 +42,12 @@ def simulate(
     dropout_shape: float = -0.5,
     random_state: int = 0,
 ) -> AnnData:
-    """Counts of groups of cells before and after dropout, by the Splatter model; the defaults are the paper's setting.
+    """Simulate counts of groups of cells, with and without dropout, by the Splatter model.
 
     Parameters
     ----------
     n_cells, n_genes
-        Size.
+        Numbers of cells and genes.
     group_probabilities
         Probability of each group of cells; they sum to 1.
     mean_shape, mean_rate
@@ -55,7 +55,7 @@ def simulate(
     library_location, library_scale
         Mean and standard deviation of the natural log of the library sizes.
     outlier_probability
-        Probability that a gene's mean is the median of the means times an outlier factor instead.
+        Probability that the mean of a gene is replaced by the median of the means times an outlier factor.
     outlier_location, outlier_scale
         Mean and standard deviation of the natural log of the outlier factors.
     de_probability
@@ -63,48 +63,50 @@ def simulate(
     de_down_probability
         Probability that a DE gene is lower in the group rather than higher.
     de_location, de_scale
-        Mean and standard deviation of the natural log of the DE factors, before they get their direction.
+        Mean and standard deviation of the natural log of the DE factors, before the direction is applied.
     bcv_common
         Biological coefficient of variation (BCV) that highly expressed genes approach.
     bcv_df
-        Degrees of freedom of the BCV's chi-squared distribution; many make it the same for all genes.
+        Degrees of freedom of the BCV's chi-squared distribution. The more, the less the BCV varies between genes.
     dropout_mid
-        Natural log of the rate at which half of the counts are dropped; None for no dropout.
+        Natural log of the rate at which half of the counts are dropped. ``None``: no dropout.
     dropout_shape
-        Slope of the logistic curve of the dropout; negative: low rates lose more.
+        Slope of the logistic dropout curve. If negative, low rates drop out more often.
     random_state
-        Seed. The dropout has a random stream of its own: other dropout values leave the true counts as they are.
+        Seed. Dropout has its own random stream, so that the true counts do not depend on the dropout parameters.
 
     Returns
     -------
     AnnData with the observed counts, after dropout, in `X` (CSR, float32) and
 
     - ``layers["true_counts"]``: counts before dropout (CSR, float32);
-    - ``layers["true_means"]``: their Poisson rates, with the BCV, in counts (dense, float32);
-    - ``layers["dropped"]``: where a count was dropped (CSR, bool); a true count of 0 has nothing to drop and is False;
-    - ``obs["group"]``: categorical, Group1 and on; ``obs["library_size"]``: expected counts of the cell before dropout;
-    - ``var["base_mean"]``: gamma draw; ``var["outlier_factor"]``: 1 for no outlier; ``var["mean"]``: what follows from
-      the two; relative expression without a unit;
-    - ``varm["de_factor"]``: genes x groups, 1 for not DE;
-    - ``uns["simulate"]["params"]``: the values above; without dropout no ``dropout_mid``.
+    - ``layers["true_means"]``: Poisson rates of the true counts, with the BCV, in counts (dense, float32);
+    - ``layers["dropped"]``: whether a count above 0 was dropped (CSR, bool);
+    - ``obs["group"]``: categorical, ``"Group1"``, ``"Group2"`` and so on; ``obs["library_size"]``: expected counts of
+      the cell before dropout;
+    - ``var["base_mean"]``: gamma draw; ``var["outlier_factor"]``: 1 for genes that are no outliers; ``var["mean"]``:
+      relative expression with the outlier factor, without a unit;
+    - ``varm["de_factor"]``: ``(n_genes, n_groups)``, 1 for genes that are not DE;
+    - ``uns["simulate"]["params"]``: the parameters; ``dropout_mid`` is left out if there is no dropout.
 
     Raises
     ------
     TypeError
         If a value is not a number.
     ValueError
-        If a number is not allowed, or an expected count is beyond 2**23, where float32 counts stop being exact.
+        If a number is not allowed, or an expected count is above 2**23, beyond which float32 counts may be inexact.
 
     Notes
     -----
-    Zappia, Phipson and Oshlack, Genome Biol 18, 174 (2017), with the defaults of the R package, as it draws groups
-    without batches and dropout of type "experiment". A factor that differs from 1 is ``exp(|z|)``, or ``exp(-|z|)`` if
-    lower, with z normal. With ``m = library_size * share of the gene`` the BCV is
-    ``(bcv_common + 1 / sqrt(m)) * sqrt(bcv_df / chi2)``, chi2 drawn once for a gene; the rate is gamma distributed with
-    mean m and standard deviation ``m * BCV``. A count is dropped with probability
-    ``1 / (1 + exp(-dropout_shape * (log(rate) - dropout_mid)))``: of the rate with the BCV, as in the R package.
+    Model: Zappia, Phipson and Oshlack, Genome Biol 18, 174 (2017), groups without batches, dropout of type
+    "experiment". The defaults are the paper's setting (2,000 cells, 4,000 genes, five groups, ``dropout_mid=1``,
+    ``dropout_shape=-0.5``), and those of the R package otherwise.
 
-    The paper's setting: 2,000 cells, 4,000 genes, five groups, dropout_mid 1, dropout_shape -0.5.
+    A factor other than 1 is ``exp(|z|)``, or ``exp(-|z|)`` if it lowers expression, with normal z. With
+    ``m = library_size * share of the gene``, the BCV is ``(bcv_common + 1 / sqrt(m)) * sqrt(bcv_df / chi2)``, where
+    chi2 is drawn once per gene. The rate is gamma distributed with mean m and standard deviation ``m * BCV``. A count
+    is dropped with probability ``1 / (1 + exp(-dropout_shape * (log(rate) - dropout_mid)))``; this rate includes the
+    BCV, as in the R package.
 
     Examples
     --------
@@ -141,7 +143,7 @@ def simulate(
     params["group_probabilities"] = probabilities
 
     rng = np.random.default_rng(random_state)
-    # Above 0, which a gamma draw of a small shape can round to: a cell's shares need a sum to be divided by.
+    # A gamma draw of a small shape can round to 0. All means 0 would leave the shares undefined.
     base_mean = np.maximum(rng.gamma(mean_shape, 1 / mean_rate, n_genes), np.finfo(float).tiny)
     outlier_factor = _factors(rng, (n_genes,), outlier_probability, 0.0, outlier_location, outlier_scale)
     mean = np.where(outlier_factor == 1, base_mean, np.median(base_mean) * outlier_factor)
@@ -152,16 +154,16 @@ def simulate(
     shares = de_factor.T * mean
     shares /= shares.sum(axis=1, keepdims=True)
 
-    # One stream for each kind of draw, used cell by cell: the size of the blocks changes nothing.
+    # Each kind of draw has its own stream, so that results do not depend on the block size.
     rate_rng, count_rng, dropout_rng = rng.spawn(3)
     true_means = np.empty((n_cells, n_genes), dtype=np.float32)
     blocks, kept = [], []
-    n_rows = max(1, BLOCK // n_genes)
+    n_rows = max(1, BLOCK_ENTRIES // n_genes)
     for start in range(0, n_cells, n_rows):
         cells = slice(start, start + n_rows)
         expected = shares[group[cells]] * library_size[cells, None]
         _check_exact(expected)
-        # The gamma's scale, expected * BCV**2, in a form that does not divide by an expected count of 0.
+        # Scale of the gamma distribution: expected * BCV**2, without a division by an expected count of 0.
         scale = (1 + bcv_common * np.sqrt(expected)) ** 2 * overdispersion
         rate = rate_rng.standard_gamma(expected / scale) * scale
         _check_exact(rate)
@@ -201,14 +203,14 @@ def _factors(
     location: float,
     scale: float,
 ) -> np.ndarray:
-    """1, or with a probability a log-normal factor that is below 1 if it points down, above 1 otherwise."""
+    """Factors: 1, or with the given probability log-normal, some of them (`down_probability`) inverted to below 1."""
     chosen = rng.random(shape) < probability
     sign = np.where(rng.random(shape) < down_probability, -1, 1)
     return np.where(chosen, np.exp(sign * np.abs(rng.normal(location, scale, shape))), 1.0)
 
 
 def _entries(matrix: sp.csr_matrix, chosen: np.ndarray, dtype: type) -> sp.csr_matrix:
-    """Some of the stored entries."""
+    """The chosen stored entries as a new matrix."""
     data = (matrix.data * chosen).astype(dtype)
     new = sp.csr_matrix((data, matrix.indices.copy(), matrix.indptr.copy()), shape=matrix.shape)
     new.eliminate_zeros()
@@ -235,7 +237,7 @@ def _group_probabilities(given: Any) -> np.ndarray:
 
 
 def _checked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as plain numbers; what is allowed follows from what a parameter is."""
+    """Checked values as plain Python numbers. The allowed range follows from the name."""
     checked: dict[str, Any] = {}
     for name, value in params.items():
         if name == "dropout_mid" and value is None:
@@ -259,7 +261,7 @@ def _checked(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_exact(rate: np.ndarray) -> None:
-    if not rate.max() <= LARGEST:  # NaN too
+    if not rate.max() <= MAX_RATE:  # NaN too
         msg = (
             f"A gene would have {rate.max():.3g} expected counts in a cell, more than the 2**23 up to which float32 "
             f"counts are exact. Lower library_location, the natural log of a typical cell's counts, or bcv_common."

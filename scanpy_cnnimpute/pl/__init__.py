@@ -1,4 +1,4 @@
-"""Plots of what the other functions store, with Matplotlib, in Scanpy's manners."""
+"""Plots of stored results, with the conventions of Scanpy's plots."""
 
 from __future__ import annotations
 

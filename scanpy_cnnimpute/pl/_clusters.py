@@ -20,9 +20,9 @@ SCORES = {
     "nmi": "normalised mutual\ninformation",
     "entropy": "entropy",
 }
-GROUP_WIDTH = 0.8  # of the bars of one score, in units of the distance between scores; matplotlib's default for a bar
-BAR_SHARE = 0.92  # of its place that a bar fills, so that neighbours do not touch
-MAX_LABELLED = 4  # bars in a group whose values still fit above them
+GROUP_WIDTH = 0.8  # width of all bars of a score; scores are 1 apart. Matplotlib's default width of a bar
+BAR_SHARE = 0.92  # width of a bar as a share of its slot, so that neighbours do not touch; chosen by eye
+MAX_LABELLED = 4  # most bars per score whose printed values do not overlap at the default size
 
 
 def clusters(
@@ -46,7 +46,7 @@ def clusters(
     show
         Show the figure. Default: ``scanpy.settings.autoshow``.
     save
-        Path of a file to write the figure to; its ending decides the format.
+        File to write the figure to. Its ending decides the format.
 
     Returns
     -------

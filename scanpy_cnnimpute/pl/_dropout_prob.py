@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-AXES = 2
-DOT = 120_000  # area of all dots together, as Scanpy has it
+N_DIMENSIONS = 2  # of the plot
+TOTAL_DOT_AREA = 120_000  # of all dots, in points squared: the size of Scanpy's embedding plots
 
 
 def dropout_prob(
@@ -31,16 +31,16 @@ def dropout_prob(
     show: bool | None = None,
     save: str | PathLike[str] | None = None,
 ) -> Axes | None:
-    """Plot on an embedding how probable it is that a gene dropped out of each cell.
+    """Plot the dropout probability of a gene in each cell on an embedding.
 
     Parameters
     ----------
     adata
-        Annotated data after :func:`~scanpy_cnnimpute.pp.dropout_prob`; the layer need not be stored.
+        Annotated data after :func:`~scanpy_cnnimpute.pp.dropout_prob`, with or without the layer.
     gene
         Name of the gene.
     basis
-        Coordinates of `.obsm`, with or without their ``"X_"``.
+        Key of `.obsm` with the coordinates; the prefix ``"X_"`` can be left out.
     key
         The `key_added` of :func:`~scanpy_cnnimpute.pp.dropout_prob`.
     ax
@@ -48,7 +48,7 @@ def dropout_prob(
     show
         Show the figure. Default: ``scanpy.settings.autoshow``.
     save
-        Path of a file to write the figure to; its ending decides the format.
+        File to write the figure to. Its ending decides the format.
 
     Returns
     -------
@@ -59,20 +59,21 @@ def dropout_prob(
     KeyError
         If there is no result under `key`, and for unknown genes and coordinates.
     ValueError
-        If the counts have changed since, or the coordinates have one column.
+        If the counts have changed since the fit, or the coordinates have fewer than two columns.
 
     Notes
     -----
-    Cells in which the gene was counted are grey.
+    Cells with a count of the gene are grey.
 
     Examples
     --------
+    >>> import scanpy as sc
     >>> import scanpy_cnnimpute as scnn
     >>> adata = scnn.datasets.five_cell_lines()[:, :500].copy()
-    >>> scnn.tl.cluster(adata)
     >>> scnn.pp.dropout_prob(adata, store="params")
-    >>> scnn.pl.dropout_prob(adata, gene=adata.var_names[0], basis="cnn_pca", show=False).get_xlabel()
-    'cnn_pca1'
+    >>> sc.pp.pca(adata)
+    >>> scnn.pl.dropout_prob(adata, gene=adata.var_names[0], basis="pca", show=False).get_xlabel()
+    'PC1'
     """
     record = stored_result(adata, key, function=DROPOUT_FUNCTION)
     check_gene(adata, gene)
@@ -82,19 +83,19 @@ def dropout_prob(
         msg = f"basis={basis!r} is not in adata.obsm. Available: {list(adata.obsm)}."
         raise KeyError(msg)
     points = np.asarray(coordinates)
-    if points.ndim != AXES or points.shape[1] < AXES:
-        msg = f"basis={basis!r} has shape {points.shape}: two columns or more are needed."
+    if points.ndim != N_DIMENSIONS or points.shape[1] < N_DIMENSIONS:
+        msg = f"basis={basis!r} has shape {points.shape}, expected two columns or more."
         raise ValueError(msg)
     probability = get.dropout_prob(adata, genes=[gene], key=key).ravel()
     layer = record["params"].get("layer")
     counts = get_counts(adata[:, [gene]], layer, caller="pl.dropout_prob", integers=False).toarray().ravel()
     counted = np.flatnonzero(counts > 0)
     zeros = np.flatnonzero(counts == 0)
-    # The most probable dropouts on top, and all of them over the counted cells.
+    # Later dots cover earlier ones: probable dropouts are drawn last.
     zeros = zeros[np.argsort(probability[zeros], kind="stable")]
 
     axes = get_axes(ax, size=(5.0, 4.0), save=save)
-    dots = {"s": DOT / adata.n_obs, "marker": ".", "edgecolors": "none", "rasterized": True}
+    dots = {"s": TOTAL_DOT_AREA / adata.n_obs, "marker": ".", "edgecolors": "none", "rasterized": True}
     axes.scatter(points[counted, 0], points[counted, 1], color=LIGHT_GREY, **dots)
     shown = axes.scatter(points[zeros, 0], points[zeros, 1], c=probability[zeros], vmin=0, vmax=1, **dots)
     label = {"umap": "UMAP", "tsne": "tSNE", "pca": "PC"}.get(name, name)

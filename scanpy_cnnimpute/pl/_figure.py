@@ -1,4 +1,4 @@
-"""What all plots share: the stored result, the axes, showing and saving."""
+"""Shared by all plots: stored results, axes, showing and saving."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
 
-# Told apart by most colour-blind eyes, and in print.
+# Blue and vermilion of Okabe and Ito (2008), which colour-blind readers tell apart; Matplotlib's grey and light grey.
 BLUE, ORANGE, GREY, LIGHT_GREY = "#0072b2", "#d55e00", "#7f7f7f", "#d3d3d3"
 
 
 def stored_result(adata: AnnData, key: str, *, function: str) -> dict[str, Any]:
-    """What a function of this package wrote under a key of `uns`, or a KeyError that names what there is."""
+    """Result of a function of this package under a key of `uns`; the KeyError names the results that exist."""
     check_adata(adata, caller="scanpy_cnnimpute.pl")
     if written_by(adata, key) != function:
         there = [other for other in adata.uns if written_by(adata, other) == function]
@@ -28,7 +28,7 @@ def stored_result(adata: AnnData, key: str, *, function: str) -> dict[str, Any]:
 
 
 def check_gene(adata: AnnData, gene: str) -> None:
-    """Refuse what is not the name of one gene."""
+    """Check that `gene` is the name of exactly one gene."""
     if not isinstance(gene, str) or gene not in adata.var_names:
         msg = f"gene={gene!r} is not in adata.var_names, such as {adata.var_names[:3].tolist()}."
         raise KeyError(msg)
@@ -38,28 +38,28 @@ def check_gene(adata: AnnData, gene: str) -> None:
 
 
 def get_axes(ax: Axes | None, *, size: tuple[float, float], save: Any) -> Axes:
-    """The axes to draw on: those given, or new ones. Called when nothing can be refused any more."""
+    """Given or new axes. Called after all other checks, so that an error leaves no empty figure."""
     if save is not None and not isinstance(save, str | PathLike):
-        msg = f"save={save!r} is not allowed: the path of a file to write, such as 'figure.png'."
+        msg = f"save={save!r} has type {type(save).__name__}, expected the path of a file, such as 'figure.png'."
         raise TypeError(msg)
     if ax is None:
         from matplotlib import pyplot as plt
 
         ax = plt.subplots(figsize=size, layout="constrained")[1]
-    # As Scanpy's own plots, whatever scanpy.set_figure_params says.
+    # Scanpy's own plots have no grid either, whatever scanpy.set_figure_params sets.
     ax.grid(visible=False)
     return ax
 
 
 def add_colorbar(ax: Axes, mappable: ScalarMappable, *, label: str) -> None:
-    """Put a colour bar beside the axes, in the figure that they are in."""
+    """Add a colour bar to the figure of the axes."""
     figure = ax.get_figure()
     if figure is not None:
         figure.colorbar(mappable, ax=ax, label=label)
 
 
 def finish(ax: Axes, *, given: Axes | None, show: bool | None, save: str | PathLike[str] | None) -> Axes | None:
-    """Save and show the figure of the axes; gives the axes back unless it was shown."""
+    """Save and show the figure. Return the axes unless it was shown."""
     import scanpy as sc
     from matplotlib import pyplot as plt
 
@@ -70,6 +70,6 @@ def finish(ax: Axes, *, given: Axes | None, show: bool | None, save: str | PathL
     if show:
         plt.show()
     if save is not None and given is None:
-        # As Scanpy: what is in a file is not drawn again below a notebook's cell.
+        # A saved figure is not displayed again below the cell of a notebook, as in Scanpy.
         plt.close(figure)
     return None if show else ax

@@ -1,4 +1,4 @@
-"""``pl.history``: how the networks were trained."""
+"""``pl.history``: losses of the networks during training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def history(
     show
         Show the figure. Default: ``scanpy.settings.autoshow``.
     save
-        Path of a file to write the figure to; its ending decides the format.
+        File to write the figure to. Its ending decides the format.
 
     Returns
     -------
@@ -49,15 +49,16 @@ def history(
 
     Notes
     -----
-    With several networks: a thin line for each, and the median of those that are still trained at an epoch. The
-    recommended networks are checked a few times, first before any training, and keep the weights of the lowest
-    validation loss; their training loss, on the right axis, is the mean since the check before.
+    Several networks are drawn as thin lines, with the median of the networks that are still trained at an epoch.
+
+    The default network is checked a few times, first before any training, and keeps the weights of the lowest
+    validation loss. Its training loss, on the right axis, is the mean since the previous check.
 
     Examples
     --------
     >>> import scanpy_cnnimpute as scnn
     >>> adata = scnn.datasets.five_cell_lines()[:, :300].copy()
-    >>> scnn.pp.cnn_impute(adata, cluster_key="cell_line", n_steps=6)
+    >>> scnn.pp.cnn_impute(adata, n_steps=6)
     >>> scnn.pl.history(adata, show=False).get_ylabel()
     'validation loss'
     """
@@ -72,7 +73,7 @@ def history(
     networks = frame.groupby(["cluster", "subset"], sort=False, observed=True)
 
     axes = get_axes(ax, size=(4.8, 3.6), save=save)
-    # What the recommended networks train on is noisier than what they are judged by: each loss has its own scale.
+    # The two losses of the default preset differ in scale: training batches are noisier than the validation set.
     training = axes if published else axes.twinx()
     training.grid(visible=False)
     lines = []

@@ -1,4 +1,4 @@
-"""``pl.mixture``: the gamma-normal mixture of a gene over the cells it was fitted to."""
+"""``pl.mixture``: the gamma-normal mixture of a gene and the histogram it was fitted to."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-N_BINS = 40
-N_POINTS = 2000
+N_BINS = 40  # of the histogram; chosen by eye
+N_POINTS = 2000  # of the curves; enough to draw a gamma distribution that is narrower than a bin
 
 
 def mixture(
@@ -34,7 +34,7 @@ def mixture(
     show: bool | None = None,
     save: str | PathLike[str] | None = None,
 ) -> Axes | None:
-    """Plot the gamma-normal mixture of a gene in a cluster, and the dropout probability that follows from it.
+    """Plot the gamma-normal mixture of a gene in a cluster, and its dropout probability.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def mixture(
     show
         Show the figure. Default: ``scanpy.settings.autoshow``.
     save
-        Path of a file to write the figure to; its ending decides the format.
+        File to write the figure to. Its ending decides the format.
 
     Returns
     -------
@@ -62,14 +62,16 @@ def mixture(
     KeyError
         If there is no result under `key`, and for unknown genes and clusters.
     ValueError
-        If the model is another one, the counts have changed, or the gene is not modelled.
+        If the model is no gamma-normal mixture, the counts have changed since the fit, or the gene is not modelled.
 
     Notes
     -----
-    Equation 1 of the paper in numbers of cells, over the histogram of log10(CPM + 1.01); on the right axis equation 2,
-    and the probability of a zero as a dot. For counts, :func:`~scanpy_cnnimpute.pp.dropout_prob` keeps at most 0.4 of
-    equation 2, and nothing above the mean of the normal distribution where it exceeds 0.5. A needle at
-    zero is a gamma distribution that has collapsed onto the zeros: it says no more than that a zero is a zero.
+    The curves on the left axis are equation 1 of the paper, in numbers of cells, over the histogram of
+    log10(CPM + 1.01). The right axis has equation 2, with a dot at the probability of a zero.
+    :func:`~scanpy_cnnimpute.pp.dropout_prob` limits equation 2 for non-zero counts: to 0.4, and to 0 above the mean of
+    the normal distribution where it exceeds 0.5.
+
+    A needle at zero is a gamma distribution that has collapsed onto the zeros: it calls every zero a dropout.
 
     Examples
     --------
@@ -87,7 +89,7 @@ def mixture(
     model, described = load_dropout_model(part, key)
     if not isinstance(model, GammaNormalModel):
         msg = (
-            f"The dropout model {key!r} is {record['params']['model']!r}, which is no mixture. "
+            f"The dropout model {key!r} is {record['params']['model']!r}, not a gamma-normal mixture. "
             "Run scnn.pp.dropout_prob with model='gamma_normal' and another key_added; "
             "scnn.pl.reliability and scnn.pl.dropout_prob show a calibrated model."
         )
@@ -107,7 +109,7 @@ def mixture(
     rate, alpha, beta, mu, sigma = parameters
     curve = np.linspace(ZERO, 1.05 * max(x.max(), mu + 2 * sigma), N_POINTS)
     width = (curve[-1] - ZERO) / N_BINS
-    # The first bar stands over the zeros.
+    # The first bin is centred on the zeros.
     bins = ZERO + width * (np.arange(N_BINS + 1) - 0.5)
     gamma = cells.size * width * rate * stats.gamma.pdf(curve, alpha, scale=1 / beta)
     normal = cells.size * width * (1 - rate) * stats.norm.pdf(curve, mu, sigma)
@@ -118,7 +120,7 @@ def mixture(
     axes.stairs(heights, bins, fill=True, color=LIGHT_GREY, label="cells")
     axes.plot(curve, gamma, color=BLUE, label=f"dropouts (gamma, {rate:.0%})")
     axes.plot(curve, normal, color=ORANGE, label=f"expressed (normal, {1 - rate:.0%})")
-    # A gamma distribution that describes the zeros alone is a needle, which would hide all else.
+    # Limit the axis to the histogram: a collapsed gamma distribution is a needle far above it.
     axes.set_ylim(0, 1.5 * heights.max())
     axes.set(xlabel="log10(CPM + 1.01)", ylabel="cells", title=f"{gene} in {names[position]}")
     probability = axes.twinx()
@@ -135,7 +137,7 @@ def mixture(
 
 
 def _cluster(model: GammaNormalModel, codes: np.ndarray, reasons: list[str], gene: str, cluster: str | None) -> int:
-    """Position of the cluster that is asked for, or of the largest in which the gene is modelled."""
+    """Position of the given cluster, or of the largest in which the gene is modelled."""
     names = model.names.tolist()
     if cluster is None:
         sizes = np.bincount(codes[codes >= 0], minlength=len(names))

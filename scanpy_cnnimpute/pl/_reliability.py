@@ -1,4 +1,4 @@
-"""``pl.reliability``: whether the dropout probabilities mean what they say."""
+"""``pl.reliability``: calibration of the dropout probabilities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-BAR = 0.03  # narrower than the bins, so that two of them never touch
+BAR_WIDTH = 0.03  # of the axis; narrower than the bins of 0.05, so that bars do not touch
 
 
 def reliability(
@@ -26,7 +26,7 @@ def reliability(
     show: bool | None = None,
     save: str | PathLike[str] | None = None,
 ) -> Axes | None:
-    """Plot stated dropout probabilities against the observed share of dropouts, and how many zeros say so.
+    """Plot the observed share of dropouts against the stated dropout probability, and the number of zeros.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def reliability(
     show
         Show the figure. Default: ``scanpy.settings.autoshow``.
     save
-        Path of a file to write the figure to; its ending decides the format.
+        File to write the figure to. Its ending decides the format.
 
     Returns
     -------
@@ -54,9 +54,9 @@ def reliability(
 
     Notes
     -----
-    A point per bin of probabilities, with the 95 % interval of Wilson as if its zeros were independent; on the diagonal
-    they mean what they say. The bars, on the right axis, count the zeros of each bin. The title gives the expected
-    calibration error, the mean distance to the diagonal.
+    Each point is a bin of probabilities. Calibrated probabilities lie on the diagonal. The intervals are Wilson's 95 %
+    intervals for independent zeros. The bars, on the right axis, count the zeros in each bin. The title has the
+    expected calibration error: the mean distance to the diagonal, weighted by zeros.
 
     Examples
     --------
@@ -75,16 +75,16 @@ def reliability(
         raise ValueError(msg)
     curve = record["reliability"]
     if curve.empty:
-        msg = f"The reliability curve of {key!r} is empty: no zero was left to judge."
+        msg = f"The reliability curve of {key!r} is empty: no zero could be scored."
         raise ValueError(msg)
     stated, share, n = (curve[column].to_numpy(np.float64) for column in ("probability", "share", "n"))
 
     axes = get_axes(ax, size=(4.8, 4.2), save=save)
     numbers = axes.twinx()
     numbers.grid(visible=False)
-    numbers.bar(stated, n, width=BAR, color=LIGHT_GREY)
+    numbers.bar(stated, n, width=BAR_WIDTH, color=LIGHT_GREY)
     numbers.set(yscale="log", ylim=(0.7, 10 * n.max()), ylabel="zeros in the bin (bars)")
-    # The twin lies above otherwise, and its bars over the curve.
+    # Draw the curve over the bars: twin axes lie above by default.
     axes.set_zorder(numbers.get_zorder() + 1)
     axes.patch.set_visible(False)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
@@ -103,9 +103,9 @@ def reliability(
 
 
 def _interval(share: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Distances of the shares from the ends of their 95 % intervals, ``(2, n_bins)`` as Matplotlib takes them."""
+    """Error bars of the 95 % intervals, ``(2, n_bins)``, as in Matplotlib's `yerr`."""
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(np.rint(share * n), n, method="wilson")
-    # Rounding may put the end of an interval past a share of 0 or 1.
+    # Rounding can make a bar negative at a share of 0 or 1.
     return np.maximum([share - low, high - share], 0)
