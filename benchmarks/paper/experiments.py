@@ -156,7 +156,7 @@ def fish(folder: Path | None, _: int) -> Case:
 
 def clusters(imputed: np.ndarray, labels: np.ndarray, case: Case) -> dict[str, float]:
     """The paper's clusters of an imputed matrix against known types (its figures 3 and 4)."""
-    adata = ad.AnnData(imputed)
+    adata = ad.AnnData(imputed.copy())  # Scanpy normalises in place
     adata.obs["label"] = pd.Categorical(labels)
     sc.pp.normalize_total(adata, target_sum=1e6)
     sc.pp.log1p(adata, base=2)

@@ -84,7 +84,7 @@ def dropout_prob(
         raise KeyError(msg)
     points = np.asarray(coordinates)
     if points.ndim != N_DIMENSIONS or points.shape[1] < N_DIMENSIONS:
-        msg = f"basis={basis!r} has shape {points.shape}, expected two columns or more."
+        msg = f"basis={basis!r} has shape {points.shape}: two columns or more are needed."
         raise ValueError(msg)
     probability = get.dropout_prob(adata, genes=[gene], key=key).ravel()
     layer = record["params"].get("layer")

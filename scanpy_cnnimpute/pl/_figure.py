@@ -40,7 +40,7 @@ def check_gene(adata: AnnData, gene: str) -> None:
 def get_axes(ax: Axes | None, *, size: tuple[float, float], save: Any) -> Axes:
     """Given or new axes. Called after all other checks, so that an error leaves no empty figure."""
     if save is not None and not isinstance(save, str | PathLike):
-        msg = f"save={save!r} has type {type(save).__name__}, expected the path of a file, such as 'figure.png'."
+        msg = f"save={save!r} is not allowed: the path of a file to write, such as 'figure.png'."
         raise TypeError(msg)
     if ax is None:
         from matplotlib import pyplot as plt

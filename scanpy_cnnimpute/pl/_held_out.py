@@ -87,7 +87,7 @@ def held_out(
         parts.append(np.log1p([true[where], imputed[where]]))
     x, y = np.concatenate(parts, axis=1)
     if x.size == 0:
-        msg = f"No entry is held out: layer {truth!r} is zero at all zeros of the counts that were imputed."
+        msg = f"Nothing was held out: the layer {truth!r} is zero wherever the counts that were imputed are."
         raise ValueError(msg)
     scores = f"MSE {metrics.mse(x, y):.3f}, PCC {metrics.pcc(x, y):.3f}"
 

@@ -89,7 +89,7 @@ def mixture(
     model, described = load_dropout_model(part, key)
     if not isinstance(model, GammaNormalModel):
         msg = (
-            f"The dropout model {key!r} is {record['params']['model']!r}, not a gamma-normal mixture. "
+            f"The dropout model {key!r} is {record['params']['model']!r}, which is no mixture. "
             "Run scnn.pp.dropout_prob with model='gamma_normal' and another key_added; "
             "scnn.pl.reliability and scnn.pl.dropout_prob show a calibrated model."
         )

@@ -75,7 +75,7 @@ def reliability(
         raise ValueError(msg)
     curve = record["reliability"]
     if curve.empty:
-        msg = f"The reliability curve of {key!r} is empty: no zero could be scored."
+        msg = f"The reliability curve of {key!r} is empty: no zero was left to judge."
         raise ValueError(msg)
     stated, share, n = (curve[column].to_numpy(np.float64) for column in ("probability", "share", "n"))
 
