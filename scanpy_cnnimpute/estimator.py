@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 ARRAYS = "arrays.npz"
 CALLER = "CNNImputer"
-# Standard errors by which a gene has to be predicted worse than by its mean and by zeros to be left as it is.
-GATE = 5.0
 
 
 class CNNImputer:
@@ -432,17 +430,13 @@ class CNNImputer:
             source: Dropout = ModelledDropout(counts, fit.model, fit.cells)
         else:
             source = self._dropout(counts, _columns(dropout, counts.shape, None), None, None)
-        no_gain = np.zeros(counts.shape[1], dtype=bool)
-        if self.gate is not False and self._model is not None and self._model.gain is not None:
-            no_gain = self._model.gain < -GATE
         everything = np.ones(counts.shape[1], dtype=bool)
         options = FitOptions(
             settings=settings,
             estimate=estimate,
             random_state=self.random_state,
-            targets=Targets(selected=everything, no_gain=no_gain),
+            targets=Targets.of(self._model, everything, gate=self.gate is not False),
             clusters=grouped,
-            modelled=everything[:, None] if self._model is None else self._model.modelled,
             verbose=self.verbose,
         )
         return kind, options, source

@@ -18,11 +18,11 @@ import scipy.sparse as sp
 from helpers import QUICK, dense, simulate
 
 import scanpy_cnnimpute as scnn
-from scanpy_cnnimpute import CNNImputer, _matrix, estimator, metrics
+from scanpy_cnnimpute import CNNImputer, _matrix, metrics
 from scanpy_cnnimpute.dropout import Clusters
 from scanpy_cnnimpute.dropout.calibrated import CalibratedModel
 from scanpy_cnnimpute.dropout.gamma_normal import GammaNormalModel
-from scanpy_cnnimpute.imputation import STATUSES
+from scanpy_cnnimpute.imputation import STATUSES, base
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -273,7 +273,7 @@ def test_capture_efficiency(imputers: dict[str, CNNImputer]) -> None:
 
 def test_the_gate_leaves_genes_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     adata = simulate(40)
-    monkeypatch.setattr(estimator, "GATE", -1e9)  # every gene that can be judged
+    monkeypatch.setattr(base, "GATE", -1e9)  # every gene that can be judged
     gated = CNNImputer(**CASES["posterior_mean"])
     imputed = gated.fit_transform(adata).toarray()
     judged = np.isfinite(gated._model.gain)

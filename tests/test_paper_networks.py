@@ -232,6 +232,16 @@ def test_some_cells_are_left_for_training_and_validation(fraction: float) -> Non
     assert np.isfinite([history["loss"], history["val_loss"]]).all()
 
 
+def targets(n_genes: int, **given: np.ndarray) -> Targets:
+    """All genes, but for what is given."""
+    everything = {
+        "selected": np.ones(n_genes, dtype=bool),
+        "no_gain": np.zeros(n_genes, dtype=bool),
+        "modelled": np.ones((n_genes, 1), dtype=bool),
+    }
+    return Targets(**everything | given)
+
+
 def run(counts: Any, clusters: Clusters, **options: Any) -> tuple[PaperImputer, np.ndarray]:
     """Train on all zeros and predict them; the counts with their predictions."""
     matrix = sp.csr_array(counts)
@@ -240,9 +250,8 @@ def run(counts: Any, clusters: Clusters, **options: Any) -> tuple[PaperImputer, 
         "settings": PaperSettings(n_targets=16, max_epochs=3, max_dropout=1),
         "estimate": "conditional",
         "random_state": 0,
-        "targets": Targets.all_genes(n_genes),
+        "targets": targets(n_genes),
         "clusters": clusters,
-        "modelled": np.ones((n_genes, 1), dtype=bool),
         "verbose": False,
     }
     imputer, parts = PaperImputer.fit_predict(matrix, AllMissing(n_genes), FitOptions(**defaults | options))
@@ -260,14 +269,14 @@ def types(adata: Any) -> Clusters:
 def test_genes_that_are_not_modelled_take_no_part() -> None:
     adata = simulate()
     mask = np.arange(50) >= 10
-    imputer, imputed = run(adata.X, types(adata), modelled=mask[:, None])
+    imputer, imputed = run(adata.X, types(adata), targets=targets(50, modelled=mask[:, None]))
     np.testing.assert_array_equal(imputed[:, ~mask], adata.X.toarray()[:, ~mask])
     assert set(np.array(STATUSES)[imputer.status[~mask]].ravel()) == {"not modelled"}
     read = np.concatenate(imputer.inputs)
     assert mask[read].all()
     # In one cluster alone.
     both = np.column_stack([np.ones(50, dtype=bool), mask])
-    imputer, imputed = run(adata.X, types(adata), modelled=both)
+    imputer, imputed = run(adata.X, types(adata), targets=targets(50, modelled=both))
     assert set(np.array(STATUSES)[imputer.status[~mask, 1]]) == {"not modelled"}
     assert "not modelled" not in set(np.array(STATUSES)[imputer.status[:, 0]])
     own = imputer.network_cluster == 1
@@ -278,8 +287,7 @@ def test_genes_that_are_not_modelled_take_no_part() -> None:
 def test_genes_that_are_not_selected_are_inputs_only() -> None:
     adata = simulate()
     selected = np.arange(50) % 3 == 0
-    targets = Targets(selected=selected, no_gain=np.zeros(50, dtype=bool))
-    imputer, imputed = run(adata.X, types(adata), targets=targets)
+    imputer, imputed = run(adata.X, types(adata), targets=targets(50, selected=selected))
     np.testing.assert_array_equal(imputed[:, ~selected], adata.X.toarray()[:, ~selected])
     assert set(np.array(STATUSES)[imputer.status[~selected]].ravel()) == {"not selected"}
     assert selected[np.concatenate(imputer.targets)].all()
@@ -295,9 +303,8 @@ def test_fit_predict_keeps_no_weights_and_gives_what_fit_and_predict_give() -> N
         settings=PaperSettings(n_targets=16, max_epochs=3, max_dropout=1),
         estimate="conditional",
         random_state=0,
-        targets=Targets.all_genes(50),
+        targets=targets(50),
         clusters=types(adata),
-        modelled=np.ones((50, 1), dtype=bool),
         verbose=False,
     )
     kept = PaperImputer.fit(counts, AllMissing(50), options)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import scipy.sparse as sp
 
-    from ..dropout import Clusters, Dropout
+    from ..dropout import Clusters, Dropout, DropoutModel
     from ..presets import Settings
 
 IMPUTERS: list[type[Imputer]] = []
@@ -38,6 +38,9 @@ IMPUTED, NOTHING_MISSING, NOT_MODELLED, TOO_FEW_CELLS, NO_INPUTS, TRAINING_FAILE
     len(STATUSES)
 )
 
+GATE = 5.0
+"""Standard errors by which a gene has to be predicted worse than by its mean and by zeros to be left as it is."""
+
 # Nine cells to learn from and one to validate on.
 MIN_CELLS = 10
 
@@ -52,15 +55,32 @@ class Targets:
         ``(n_genes,)`` bool: genes that the user wants imputed.
     no_gain
         ``(n_genes,)`` bool: genes that held-out molecules say would be spoilt.
+    modelled
+        ``(n_genes, n_clusters or 1)`` bool: genes whose dropout probabilities mean something.
     """
 
     selected: np.ndarray
     no_gain: np.ndarray
+    modelled: np.ndarray
 
     @classmethod
-    def all_genes(cls, n_genes: int) -> Targets:
-        """Every gene."""
-        return cls(selected=np.ones(n_genes, dtype=bool), no_gain=np.zeros(n_genes, dtype=bool))
+    def of(cls, model: DropoutModel | None, selected: np.ndarray, *, gate: bool) -> Targets:
+        """The selected genes that the dropout model has, gated by its gains if it knows them.
+
+        Parameters
+        ----------
+        model
+            The dropout model; None for probabilities that no model stands behind.
+        selected
+            ``(n_genes,)`` bool.
+        gate
+            Leave genes as they are that held-out molecules say would be spoilt.
+        """
+        no_gain = np.zeros(selected.size, dtype=bool)
+        if gate and model is not None and model.gain is not None:
+            no_gain = model.gain < -GATE
+        modelled = np.ones((selected.size, 1), dtype=bool) if model is None else model.modelled
+        return cls(selected=selected, no_gain=no_gain, modelled=modelled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +99,6 @@ class FitOptions:
         Genes that may be imputed.
     clusters
         Clusters of the cells, for imputers that train a network in each.
-    modelled
-        ``(n_genes, n_clusters or 1)`` bool: genes whose dropout probabilities mean something.
     verbose
         Show a progress bar.
     """
@@ -90,7 +108,6 @@ class FitOptions:
     random_state: int
     targets: Targets
     clusters: Clusters
-    modelled: np.ndarray
     verbose: bool
 
 
@@ -242,7 +259,7 @@ def usable_genes(status: np.ndarray) -> np.ndarray:
 
 def gene_status(options: FitOptions, n_cells: int) -> np.ndarray:
     """Status of each gene before anything is predicted, ``(n_genes, 1)`` int8, of an imputer for all clusters."""
-    modelled = options.modelled.any(axis=1)
+    modelled = options.targets.modelled.any(axis=1)
     status = np.full((modelled.size, 1), NOTHING_MISSING, dtype=np.int8)
     if n_cells < MIN_CELLS:
         status[:] = TOO_FEW_CELLS

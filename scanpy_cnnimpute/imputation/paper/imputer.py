@@ -96,7 +96,7 @@ class PaperImputer(Imputer):
         # A cell without counts teaches nothing.
         codes = np.where(np.diff(counts.indptr) > 0, clusters.codes, -1)
         members = [np.flatnonzero(codes == code) for code in range(len(clusters.names))]
-        modelled = np.broadcast_to(options.modelled, (counts.shape[1], len(clusters.names)))
+        modelled = np.broadcast_to(options.targets.modelled, (counts.shape[1], len(clusters.names)))
         plans = [
             plan_cluster(
                 name,
