@@ -264,7 +264,7 @@ def transformation(counts: sp.csr_array, *, scaling: bool = True) -> str | None:
     ``scaling=False``, normalisation alone is accepted.
     """
     filled = np.flatnonzero(np.diff(counts.indptr))
-    rows = filled[np.unique(np.linspace(0, filled.size - 1, min(filled.size, N_SAMPLED_CELLS)).astype(int))]
+    rows = filled[evenly_spaced(filled.size, N_SAMPLED_CELLS)]
     sample = counts[rows]
     values = sample.data.astype(np.float64)
     fractions = values != np.rint(values)
@@ -321,3 +321,15 @@ def log_normalised(counts: sp.csr_array, target_sum: float = 1e4) -> sp.csr_arra
     values = np.repeat(size_factor.astype(np.result_type(counts.dtype, np.float32)), np.diff(counts.indptr))
     np.log1p(np.divide(counts.data, values, out=values), out=values)
     return sp.csr_array((values, counts.indices, counts.indptr), shape=counts.shape)
+
+
+def positions_of(chosen: np.ndarray, n: int) -> np.ndarray:
+    """Position of each of n columns among the chosen ones, -1 for the others."""
+    positions = np.full(n, -1, dtype=np.int32)
+    positions[chosen] = np.arange(chosen.size)
+    return positions
+
+
+def evenly_spaced(n: int, n_chosen: int) -> np.ndarray:
+    """At most so many positions out of n, at equal distances."""
+    return np.arange(n) if n <= n_chosen else np.linspace(0, n - 1, n_chosen).round().astype(np.int64)

@@ -22,6 +22,7 @@ class ArraySpec:
     axes: tuple[str, ...] = ()
     is_list: bool = False
     is_column: bool = False
+    may_be_nan: bool = False
 
     @property
     def axis(self) -> str | None:
@@ -29,9 +30,9 @@ class ArraySpec:
         return self.axes[0] if self.axes and self.axes[0] in {"cells", "genes"} else None
 
 
-def array(dtype: str, *axes: str) -> Any:
-    """Declare an array field with these axes; without axes, a number."""
-    return field(metadata={"spec": ArraySpec(dtype, axes)})
+def array(dtype: str, *axes: str, may_be_nan: bool = False) -> Any:
+    """Declare an array field with these axes; without axes, a number. NaN stands for what is not known."""
+    return field(metadata={"spec": ArraySpec(dtype, axes, may_be_nan=may_be_nan)})
 
 
 def column(dtype: str) -> Any:
@@ -62,6 +63,15 @@ class ArrayRecord:
             if spec.axis is not None and index[spec.axis] is not None
         }
         return replace(self, **chosen)  # type: ignore[type-var]
+
+    def check_consistent(self) -> None:
+        """Refuse arrays that do not go together, as of a damaged file.
+
+        Raises
+        ------
+        ValueError
+            With what is wrong.
+        """
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All fields as arrays by name; the arrays of a list are numbered ``name_0``, ``name_1``, ..."""
@@ -114,6 +124,9 @@ def _checked(name: str, value: Any, spec: ArraySpec, sizes: dict[str, int] | Non
         found.dtype.kind not in "biuf" or (found.dtype.kind == "f") != (np.dtype(spec.dtype).kind == "f")
     ):
         msg = f"the array {name!r} has dtype {found.dtype}, expected {np.dtype(spec.dtype)}"
+        raise ValueError(msg)
+    if found.dtype.kind == "f" and not spec.may_be_nan and not np.isfinite(found).all():
+        msg = f"the array {name!r} has values that are NaN or infinite"
         raise ValueError(msg)
     if sizes is not None:
         if found.ndim != len(spec.axes):

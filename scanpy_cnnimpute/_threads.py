@@ -6,7 +6,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 from ._checks import check_number
 from ._logging import logger
@@ -28,10 +29,34 @@ def _libraries(n_modules: int) -> ThreadpoolController:
     return ThreadpoolController()
 
 
+class _OneThread:
+    """The limit to one thread, set by the first of several overlapping blocks and lifted by the last."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._n_blocks = 0
+        self._limiter: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._n_blocks == 0:
+                self._limiter = _libraries(len(sys.modules)).limit(limits=1)
+            self._n_blocks += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_blocks -= 1
+            if self._n_blocks == 0:
+                self._limiter.restore_original_limits()
+
+
+_one_thread = _OneThread()
+
+
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
     """Limit BLAS and OpenMP to one thread: both split sums by thread, and t-SNE amplifies the last bit."""
-    with _libraries(len(sys.modules)).limit(limits=1):
+    with _one_thread:
         yield
 
 

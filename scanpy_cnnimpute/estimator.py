@@ -17,9 +17,9 @@ from ._anndata.models import load_dropout_model, load_imputer, require_dropout_m
 from ._checks import check_number, check_seed, quote_some
 from ._labels import distinct_names
 from ._matrix import check_counts, check_probabilities, to_csr
-from .dropout import MODELS, AllMissing, Clusters, Dropout, GivenProbabilities, ModelledDropout
+from .dropout import MODELS, AllMissing, Clusters, Dropout, GivenProbabilities, ModelledDropout, check_efficiency
 from .imputation import FitOptions, Imputed, Imputer, Targets, find_imputer, resolve_settings
-from .imputation.assemble import deviations, fill_zeros
+from .imputation.assemble import fill_zeros
 from .imputation.backend import check_backend
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ class CNNImputer:
         ``"posterior_mean"``, ``"expected_count"`` or ``"conditional"``; see :func:`~scanpy_cnnimpute.pp.cnn_impute`.
         Default: the first, or the last with ``preset="paper"`` or if :meth:`fit` is given dropout probabilities.
     gate
-        Leave genes as they are that held-out molecules say would be spoilt. Default: where the dropout model knows.
+        Leave genes as they are that the model predicts worse than the baselines on held-out molecules. Default: on
+        with a calibrated model.
     random_state
         Seed.
     verbose
@@ -95,10 +96,12 @@ class CNNImputer:
         self.random_state = check_seed(random_state)
         self.verbose = verbose
         self._overrides = settings
-        if estimate is not None or kind.estimates == ("conditional",):
-            resolve_settings(kind, estimate or kind.estimates[0], settings)
+        # Without a stated estimate, settings of the conditional one are possible: fit() may be given probabilities.
+        able = kind if estimate is not None or kind.settings_type.has(settings) else find_imputer(preset, "conditional")
+        resolve_settings(able, estimate or able.estimates[0], settings)
         self._imputer: Imputer | None = None
         self._model: DropoutModel | None = None
+        self._capture_efficiency: float | None = None
 
     def fit(
         self,
@@ -143,6 +146,8 @@ class CNNImputer:
         _, counts, names = _read(X, layer, genes)
         kind, options, source = self._prepare(counts, names, dropout, clusters, capture_efficiency)
         self._imputer = kind.fit(counts, source, options)
+        if not kind.trains_in_clusters:
+            self._imputer.sample(counts, source)  # notes which genes are imputed
         return self
 
     def fit_transform(
@@ -171,10 +176,11 @@ class CNNImputer:
         """
         matrix, counts, names = _read(X, layer, genes)
         kind, options, source = self._prepare(counts, names, dropout, clusters, capture_efficiency)
-        _check_std(kind, return_std=return_std)
+        kind.check_std(return_std=return_std)
         self._imputer = kind.fit(counts, source, options)
         parts = self._imputer.predict(counts, source, clusters=options.clusters, return_std=return_std)
-        return _assemble(matrix, counts, parts, return_std=return_std)
+        both = fill_zeros(matrix, counts, self._imputer.noting(parts), return_std=return_std)
+        return both if return_std else both[0]
 
     def transform(
         self,
@@ -202,7 +208,8 @@ class CNNImputer:
             ``preset="paper"``: names out of ``clusters_``; ``None`` among them leaves a cell as it is. Default: the
             cluster with the most correlated mean profile.
         capture_efficiency
-            As in :meth:`fit`. Default: assumed from the depth of each cell.
+            As in :meth:`fit`. Default: the number given to :meth:`fit`, else assumed from the depth
+            of each cell.
         genes
             Names, in any order. Default: those of the AnnData, else those of the training data, in their order.
         return_std
@@ -223,17 +230,19 @@ class CNNImputer:
             If genes are missing or unknown, named in the message, or a cluster is unknown.
         """
         imputer = self._fitted()
-        _check_std(type(imputer), return_std=return_std)
+        imputer.check_std(return_std=return_std)
+        _refuse_unused(type(imputer), None if self._model is None else type(self._model), capture_efficiency)
         check_backend()
         matrix, counts, names = _read(X, layer, genes)
         given = isinstance(X, AnnData) or genes is not None
         order = _align(names if given else None, counts.shape[1], self.genes_)
         aligned = counts if (order == np.arange(order.size)).all() else sp.csr_array(counts[:, order])
         aligned.sort_indices()
-        codes = None if clusters is None else _clusters(clusters, counts.shape[0])
+        codes = None if clusters is None else _clusters(clusters, counts.shape[0], allow_none=True)
         source = self._dropout(aligned, _columns(dropout, counts.shape, order), codes, capture_efficiency)
         parts = imputer.predict(aligned, source, clusters=codes, return_std=return_std)
-        return _assemble(matrix, counts, _reordered(parts, order), return_std=return_std)
+        both = fill_zeros(matrix, counts, _reordered(parts, order), return_std=return_std)
+        return both if return_std else both[0]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write arrays and one JSON into a folder, or nothing.
@@ -261,6 +270,7 @@ class CNNImputer:
             "genes": self.genes_,
             "history": imputer.history,
             "dropout_model": None if self._model is None else self._model.name,
+            "capture_efficiency": self._capture_efficiency,
         }
         arrays = {f"imputer_{name}": value for name, value in imputer.to_arrays().items()}
         if self._model is not None:
@@ -291,8 +301,8 @@ class CNNImputer:
         try:
             return cls._from_saved(description, arrays)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            reason = error.args[0] if error.args else error
-            msg = f"{path} holds no readable CNNImputer: {reason}"
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            msg = f"{path} holds no readable CNNImputer: {reason}."
             raise ValueError(msg) from error
 
     @classmethod
@@ -327,7 +337,10 @@ class CNNImputer:
             dropout_key = params["dropout_key"]
             require_dropout_model(adata, dropout_key)
             model, _ = load_dropout_model(adata, dropout_key)
-        return cls._from_fitted(imputer, model, list(adata.var_names.astype(str)), int(params["random_state"]))
+        loaded = cls._from_fitted(imputer, model, list(adata.var_names.astype(str)), int(params["random_state"]))
+        told = adata.uns[params["dropout_key"]]["params"].get("capture_efficiency") if model is not None else None
+        loaded._capture_efficiency = None if isinstance(told, str) else told
+        return loaded
 
     @property
     def status_(self) -> np.ndarray:
@@ -358,6 +371,9 @@ class CNNImputer:
             raise RuntimeError(msg)
         return self._imputer
 
+    def _fitted_kind(self) -> type[Imputer]:
+        return type(self._fitted())
+
     @classmethod
     def _from_saved(cls, description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         genes = [str(name) for name in description["genes"]]
@@ -382,8 +398,11 @@ class CNNImputer:
         model = None
         if description["dropout_model"] is not None:
             model = MODELS[description["dropout_model"]].from_arrays(part("dropout_"), sizes)
+            model.check_consistent()
         imputer.check_consistent()
-        return cls._from_fitted(imputer, model, genes, check_seed(description["random_state"]))
+        loaded = cls._from_fitted(imputer, model, genes, check_seed(description["random_state"]))
+        loaded._capture_efficiency = description["capture_efficiency"]
+        return loaded
 
     @classmethod
     def _from_fitted(cls, imputer: Imputer, model: DropoutModel | None, genes: list[str], random_state: int) -> Self:
@@ -414,18 +433,14 @@ class CNNImputer:
         estimate = self.estimate or kind.estimates[0]
         settings = resolve_settings(kind, estimate, self._overrides)
         grouped = Clusters.single(counts.shape[0]) if clusters is None else _clusters(clusters, counts.shape[0])
-        takes_efficiency = dropout is None and MODELS[kind.dropout_model].takes_capture_efficiency
-        if capture_efficiency is not None and not takes_efficiency:
-            msg = (
-                f"capture_efficiency={capture_efficiency!r} is a parameter of the calibrated dropout model, which is "
-                f"not fitted with preset={self.preset!r} or if dropout= is given: leave it out."
-            )
-            raise ValueError(msg)
+        fitted = MODELS[kind.dropout_model] if dropout is None else None
+        _refuse_unused(kind, fitted, capture_efficiency)
         self._imputer, self._model, self.genes_ = None, None, names
-        if dropout is None:
-            model = MODELS[kind.dropout_model]
-            efficiency = _efficiency(capture_efficiency, counts.shape[0])
-            fit = model.fit(counts, clusters=grouped, capture_efficiency=efficiency, random_state=self.random_state)
+        # A number is a property of the protocol, an array one of these cells.
+        self._capture_efficiency = None if isinstance(capture_efficiency, np.ndarray | list) else capture_efficiency
+        if fitted is not None:
+            efficiency = _efficiency(capture_efficiency, counts)
+            fit = fitted.fit(counts, clusters=grouped, capture_efficiency=efficiency, random_state=self.random_state)
             self._model = fit.model
             source: Dropout = ModelledDropout(counts, fit.model, fit.cells)
         else:
@@ -449,12 +464,11 @@ class CNNImputer:
         capture_efficiency: float | np.ndarray | None,
     ) -> Dropout:
         """Dropout probabilities: those given, the model's, or 1 everywhere."""
-        if dropout is not None and not isinstance(self._model, MODELS["calibrated"]):
-            return GivenProbabilities(dropout)
-        if self._model is None:
-            return AllMissing(counts.shape[1])
+        if self._model is None or (dropout is not None and not self._fitted_kind().needs_calibrated):
+            return AllMissing(counts.shape[1]) if dropout is None else GivenProbabilities(dropout)
         known = clusters if self._model.needs_clusters else None
-        efficiency = _efficiency(capture_efficiency, counts.shape[0])
+        told = self._capture_efficiency if capture_efficiency is None else capture_efficiency
+        efficiency = _efficiency(told, counts)
         cells = self._model.describe(counts, clusters=known, capture_efficiency=efficiency)
         return ModelledDropout(counts, self._model, cells, dropout)
 
@@ -476,6 +490,16 @@ def _read(X: Any, layer: str | None, genes: Sequence[str] | None) -> tuple[Any, 
         msg = f"genes has {len(names)} names, X has {counts.shape[1]} columns."
         raise ValueError(msg)
     return matrix, counts, names
+
+
+def _refuse_unused(kind: type[Imputer], model: type[DropoutModel] | None, capture_efficiency: Any) -> None:
+    """Refuse a capture efficiency that would be ignored."""
+    if capture_efficiency is not None and (model is None or not model.takes_capture_efficiency):
+        msg = (
+            f"capture_efficiency={capture_efficiency!r} is a parameter of the calibrated dropout model, which is "
+            f"not fitted with preset={kind.preset!r} or if dropout= is given: leave it out."
+        )
+        raise ValueError(msg)
 
 
 def _align(names: list[str] | None, n_genes: int, trained: list[str]) -> np.ndarray:
@@ -501,7 +525,7 @@ def _align(names: list[str] | None, n_genes: int, trained: list[str]) -> np.ndar
     return pd.Index(names).get_indexer(trained)
 
 
-def _clusters(clusters: Any, n_cells: int) -> Clusters:
+def _clusters(clusters: Any, n_cells: int, *, allow_none: bool = False) -> Clusters:
     if isinstance(clusters, str):
         msg = f"clusters={clusters!r} is text, expected one name for each of the {n_cells} cells."
         raise TypeError(msg)
@@ -509,7 +533,7 @@ def _clusters(clusters: Any, n_cells: int) -> Clusters:
     if len(given) != n_cells:
         msg = f"clusters has {len(given)} labels, X has {n_cells} cells."
         raise ValueError(msg)
-    if not len(given.categories):
+    if not len(given.categories) and not allow_none:
         msg = "No cell has a cluster."
         raise ValueError(msg)
     return Clusters(codes=given.codes.astype(np.int64), names=distinct_names(given))
@@ -526,26 +550,15 @@ def _columns(dropout: Any, shape: tuple[int, int], order: np.ndarray | None) -> 
     return matrix if order is None else matrix[:, order]
 
 
-def _efficiency(capture_efficiency: float | np.ndarray | None, n_cells: int) -> np.ndarray | None:
+def _efficiency(capture_efficiency: float | np.ndarray | None, counts: sp.csr_array) -> np.ndarray | None:
     if capture_efficiency is None:
         return None
     given = np.asarray(capture_efficiency, dtype=np.float64)
-    if given.shape not in {(), (n_cells,)}:
-        msg = f"capture_efficiency has shape {given.shape}, expected a number or ({n_cells},)."
+    if given.shape not in {(), counts.shape[:1]}:
+        msg = f"capture_efficiency has shape {given.shape}, expected a number or ({counts.shape[0]},)."
         raise ValueError(msg)
-    efficiency = np.broadcast_to(given, (n_cells,))
-    if not ((efficiency > 0) & (efficiency <= 1)).all():
-        msg = (
-            f"capture_efficiency={capture_efficiency!r} is not allowed: shares of the molecules, above 0 and at most 1."
-        )
-        raise ValueError(msg)
-    return efficiency
-
-
-def _check_std(kind: type[Imputer], *, return_std: bool) -> None:
-    if return_std and kind.std_units is None:
-        msg = f"return_std=True needs preset='default', not {kind.preset!r}."
-        raise ValueError(msg)
+    counted = np.diff(counts.indptr) > 0
+    return check_efficiency(np.broadcast_to(given, counted.shape), counted, where="capture_efficiency")
 
 
 def _reordered(parts: Iterator[Imputed], order: np.ndarray) -> Iterator[Imputed]:
@@ -563,10 +576,3 @@ def _reordered(parts: Iterator[Imputed], order: np.ndarray) -> Iterator[Imputed]
 
     for part in parts:
         yield Imputed(cells=part.cells, values=moved(part.values), deviation=moved(part.deviation))
-
-
-def _assemble(matrix: Any, counts: sp.csr_array, parts: Iterator[Imputed], *, return_std: bool) -> Any:
-    if not return_std:
-        return fill_zeros(matrix, counts, parts)
-    kept = list(parts)
-    return fill_zeros(matrix, counts, kept), deviations(matrix, counts.shape, kept)

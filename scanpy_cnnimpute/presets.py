@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+MAX_TOP = 1_000  # correlated genes of a target: far more than help, and few enough to be stored
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base of the settings: known fields, checked values."""
@@ -25,6 +28,11 @@ class Settings:
     def names(cls) -> list[str]:
         """Names of the settings."""
         return [field.name for field in fields(cls)]
+
+    @classmethod
+    def has(cls, overrides: Mapping[str, Any]) -> bool:
+        """Whether all overrides are settings of this kind."""
+        return set(overrides) <= set(cls.names())
 
     @classmethod
     def from_overrides(cls, overrides: Mapping[str, Any]) -> Self:
@@ -50,7 +58,7 @@ class DefaultSettings(Settings):
     def __post_init__(self) -> None:
         self._check(
             threshold=(0 <= self.threshold < 1, "0 <= threshold < 1"),
-            n_top=(self.n_top >= 1, "at least 1"),
+            n_top=(1 <= self.n_top <= MAX_TOP, f"1 to {MAX_TOP}"),
             n_steps=(self.n_steps >= 1, "at least 1"),
             learning_rate=(self.learning_rate > 0, "above 0"),
         )

@@ -199,7 +199,7 @@ def test_same_seed_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(once, simulate(**SMALL, random_state=np.int64(3)))
     assert (once.X != simulate(**SMALL, random_state=4).X).nnz > 0
     for block in (1, 7 * 50 + 1):
-        monkeypatch.setattr(_simulate, "BLOCK", block)
+        monkeypatch.setattr(_simulate, "BLOCK_ENTRIES", block)
         assert_same(once, simulate(**SMALL, random_state=3))
 
 

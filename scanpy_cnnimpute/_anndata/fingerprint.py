@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from .._matrix import is_integer
 from .results import written_by
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def fingerprint_keys(key: str) -> list[tuple[str, str]]:
 
 
 def add_fingerprint(
-    results: Results, key: str, adata: AnnData, counts: csr_array, description: Any, *, built_on: str | None = None
+    results: Results, key: str, adata: AnnData, counts: csr_array, identity: Any, *, built_on: str | None = None
 ) -> dict[str, int]:
     """Add the fingerprint of a fit to the results; returns what belongs into the record in `.uns`.
 
@@ -38,8 +39,8 @@ def add_fingerprint(
         Where to write.
     adata, counts
         The data of the fit.
-    description
-        Settings of the fit, which tell it from others of the same data.
+    identity
+        What tells the fit from others of the same data.
     built_on
         Key of the fit that this one goes on from, whose fingerprint then serves both.
 
@@ -52,14 +53,15 @@ def add_fingerprint(
         return {"format": FORMAT, "built_on": int(adata.uns[built_on]["fingerprint"]["fit"])}
     library_size, total = counts.sum(axis=1, dtype=np.float64), counts.sum(axis=0, dtype=np.float64)
     names = _hash_names(adata.var_names)
-    fit = zlib.crc32(repr(description).encode())
+    fit = zlib.crc32(repr(identity).encode())
     for part in (library_size, total, names):
         fit = zlib.crc32(np.ascontiguousarray(part).tobytes(), fit)
     results.add("obs", f"{key}_library_size", library_size)
     results.add("obsm", f"{key}_fit", np.full((adata.n_obs, 1), fit, dtype=np.uint32))
     results.add("varm", f"{key}_fit", np.column_stack([np.full(adata.n_vars, fit, dtype=np.uint64), names]))
     results.add("varm", f"{key}_total", total[:, None])
-    return {"format": FORMAT, "fit": fit, "n_obs": adata.n_obs, "n_vars": adata.n_vars}
+    shape = {"n_obs": adata.n_obs, "n_vars": adata.n_vars}
+    return {"format": FORMAT, "fit": fit, "is_whole": is_integer(counts.data), **shape}
 
 
 def check_fingerprint(adata: AnnData, key: str, counts: csr_array) -> None:
@@ -98,6 +100,12 @@ def check_fingerprint(adata: AnnData, key: str, counts: csr_array) -> None:
             )
             raise ValueError(msg)
     _check_names(adata, key, again)
+    if record["is_whole"] and not is_integer(counts.data):
+        msg = (
+            f"The counts are not those that {key!r} was fitted to: those were whole numbers, these are not, as after "
+            "normalisation. Put the counts back, or keep them in a layer."
+        )
+        raise ValueError(msg)
     all_cells, all_genes = adata.n_obs == int(record["n_obs"]), adata.n_vars == int(record["n_vars"])
     library_size = adata.obs[f"{key}_library_size"].to_numpy(np.float64)
     total = np.asarray(adata.varm[f"{key}_total"], dtype=np.float64)[:, 0]
@@ -106,7 +114,7 @@ def check_fingerprint(adata: AnnData, key: str, counts: csr_array) -> None:
 
 
 def _check_built_on(adata: AnnData, key: str, base: str) -> None:
-    """A fit that goes on from another one does not outlive it."""
+    """A fit is invalid once the fit that it goes on from is replaced."""
     now = adata.uns[base]["fingerprint"]["fit"] if base in adata.uns and "fingerprint" in adata.uns[base] else None
     if adata.uns[key]["fingerprint"]["built_on"] != now:
         again = f"Run {written_by(adata, key)} again."
@@ -134,9 +142,10 @@ def _check_totals(what: str, now: np.ndarray, then: np.ndarray, key: str, again:
     difference = np.abs(now - then) if exact else now - then
     n_wrong = int((~(difference <= TOLERANCE * np.maximum(then, 1.0))).sum())
     if n_wrong:
+        hint = " (if adata.obs was sorted: reorder with adata[names] instead)" if what == "cells" else ""
         msg = (
-            f"The counts are not those that {key!r} was fitted to: the totals of {n_wrong} {what} differ from those at "
-            f"the time of the fit. {again}"
+            f"The counts are not those that {key!r} was fitted to{hint}: the totals of {n_wrong} {what} differ from those "
+            f"at the time of the fit. {again}"
         )
         raise ValueError(msg)
 

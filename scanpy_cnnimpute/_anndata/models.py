@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..dropout import MODELS
+from .._checks import quote_some
+from .._matrix import check_probabilities
+from ..dropout import MODELS, GivenProbabilities, ModelledDropout
 from ..imputation import IMPUTERS, find_imputer
-from .fingerprint import fingerprint_keys
+from .counts import layer_names
+from .fingerprint import check_fingerprint, fingerprint_keys
 from .results import written_by
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from scipy.sparse import csr_array
 
     from .._records import ArrayRecord, ArraySpec
-    from ..dropout import DropoutModel
+    from ..dropout import Dropout, DropoutModel
     from ..imputation import Imputer
     from .results import Results
 
@@ -71,10 +75,12 @@ def _read_record(adata: AnnData, key: str, kind: type[ArrayRecord], stored: dict
             value = np.asarray(getattr(adata, place)[f"{key}_{name}"])
             arrays[name] = value[:, 0] if len(spec.axes) == 1 and value.ndim > 1 else value
     try:
-        return kind.from_arrays(arrays, {"genes": adata.n_vars, "cells": adata.n_obs}, **others)
+        fitted = kind.from_arrays(arrays, {"genes": adata.n_vars, "cells": adata.n_obs}, **others)
+        fitted.check_consistent()
     except ValueError as error:
         msg = f"The fit stored under {key!r} is damaged: {error}. Run {written_by(adata, key)} again."
         raise ValueError(msg) from error
+    return fitted
 
 
 def has_dropout_model(adata: AnnData, key: str) -> bool:
@@ -93,8 +99,18 @@ def stored_models(adata: AnnData) -> list[str]:
 def require_dropout_model(adata: AnnData, key: str) -> None:
     """Raise a KeyError that names what is stored, unless a complete model is stored under this key."""
     if not has_dropout_model(adata, key):
-        msg = f"No dropout model is stored under {key!r}. Stored: {stored_models(adata)}. Run pp.dropout_prob first."
+        lost = ""
+        if written_by(adata, key) == DROPOUT_FUNCTION and "arrays" in adata.uns[key]:
+            lost = _lost(adata, dropout_keys(key, adata.uns[key]["params"]["model"]))
+        there = stored_models(adata)
+        msg = f"No dropout model is stored under {key!r}{lost}. Stored: {there}. Run pp.dropout_prob first."
         raise KeyError(msg)
+
+
+def _lost(adata: AnnData, keys: list[tuple[str, str]]) -> str:
+    """Which parts of a stored fit are missing, in words."""
+    missing = [f"adata.{place}[{name!r}]" for place, name in keys if name not in getattr(adata, place)]
+    return f": {quote_some(missing)} of it is missing" if missing else ""
 
 
 def load_dropout_model(adata: AnnData, key: str) -> tuple[DropoutModel, Any]:
@@ -129,23 +145,25 @@ def written_genes(adata: AnnData, key: str) -> np.ndarray | None:
     return np.asarray(adata.varm[mask], dtype=bool)[:, 0] if mask in adata.varm else None
 
 
+def _imputer_places(adata: AnnData, key: str) -> list[tuple[str, str]] | None:
+    """Where the parts of a stored imputer should be; None if none was stored."""
+    if written_by(adata, key) != IMPUTE_FUNCTION or "arrays" not in adata.uns[key]:
+        return None
+    params = adata.uns[key]["params"]
+    keys = _record_keys(key, find_imputer(params["preset"], params["estimate"]))
+    return keys if "built_on" in adata.uns[key]["fingerprint"] else keys + fingerprint_keys(key)
+
+
 def require_imputer(adata: AnnData, key: str) -> None:
-    """Raise a KeyError unless a complete imputer is stored under this key."""
-    if written_by(adata, key) == IMPUTE_FUNCTION and "arrays" in adata.uns[key]:
-        params = adata.uns[key]["params"]
-        kind = find_imputer(params["preset"], params["estimate"])
-        keys = _record_keys(key, kind)
-        if "built_on" not in adata.uns[key]["fingerprint"]:
-            keys += fingerprint_keys(key)
-        if all(name in getattr(adata, place) for place, name in keys):
-            return
-    there = [
-        other for other in adata.uns if written_by(adata, other) == IMPUTE_FUNCTION and "arrays" in adata.uns[other]
-    ]
-    reason = ""
-    if written_by(adata, key) == IMPUTE_FUNCTION:
-        reason = " The networks of preset='paper' are too large to be stored; their values are in the layer."
-    msg = f"No imputer is stored under {key!r}. Stored: {there}.{reason} Run pp.cnn_impute first."
+    """Raise a KeyError that says what is stored or missing, unless a complete imputer is stored under this key."""
+    places = _imputer_places(adata, key)
+    lost = "" if places is None else _lost(adata, places)
+    if places is not None and not lost:
+        return
+    if written_by(adata, key) == IMPUTE_FUNCTION and places is None:
+        lost = ": the networks of preset='paper' are too large to be stored, their values are in the layer"
+    there = [other for other in adata.uns if other != key and _imputer_places(adata, other) is not None]
+    msg = f"No imputer is stored under {key!r}{lost}. Stored: {there}. Run pp.cnn_impute first."
     raise KeyError(msg)
 
 
@@ -156,3 +174,19 @@ def load_imputer(adata: AnnData, key: str) -> Imputer:
     kind = find_imputer(params["preset"], params["estimate"])
     settings = kind.settings_type.from_overrides({name: params[name] for name in kind.settings_type.names()})
     return _read_record(adata, key, kind, record["arrays"], settings=settings, estimate=params["estimate"])
+
+
+def load_dropout(adata: AnnData, key: str, counts: csr_array) -> Dropout | None:
+    """Dropout probabilities under a key: of a stored model that belongs to the counts, or of a layer alone; else None.
+
+    A layer that is as it was written with the model is not read: the model says the same.
+    """
+    has_layer, has_model = key in layer_names(adata), has_dropout_model(adata, key)
+    layer = None
+    if has_layer and not (has_model and is_as_written(adata, key)):
+        layer = check_probabilities(adata.layers[key], where=f"adata.layers[{key!r}]")
+    if not has_model:
+        return None if layer is None else GivenProbabilities(layer)
+    check_fingerprint(adata, key, counts)
+    model, cells = load_dropout_model(adata, key)
+    return ModelledDropout(counts, model, cells, layer, written_genes(adata, key))

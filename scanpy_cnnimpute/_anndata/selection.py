@@ -21,9 +21,14 @@ def selected_genes(adata: AnnData, mask_var: Any) -> np.ndarray:
         where, values = f"adata.var[{mask_var!r}]", adata.var[mask_var]
     else:
         where, values = "mask_var", mask_var
-    if not pd.api.types.is_bool_dtype(values):
+    if isinstance(values, pd.Series) and not values.index.equals(adata.var_names):
+        msg = f"{where} is a Series whose index is not adata.var_names: reindex it, or pass an array."
+        raise ValueError(msg)
+    if isinstance(values, list | tuple):
+        values = np.asarray(values)
+    if not pd.api.types.is_bool_dtype(values) or pd.isna(values).any():
         kind = getattr(values, "dtype", type(values).__name__)
-        msg = f"{where} has type {kind}, expected True or False for each gene."
+        msg = f"{where} has type {kind}, or missing values; expected True or False for each gene."
         raise TypeError(msg)
     mask = np.asarray(values, dtype=bool)
     if mask.shape != (adata.n_vars,):
@@ -40,5 +45,15 @@ def positions(names: pd.Index, chosen: Any) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # names need not be unique
         table = AnnData(obs=pd.DataFrame({"position": np.arange(names.size)}, index=names.astype(str)))
-        part = table[[chosen] if isinstance(chosen, str) else chosen]
+        try:
+            part = table[[chosen] if isinstance(chosen, str) else chosen]
+        except pd.errors.InvalidIndexError as error:
+            msg = "Names occur more than once: ask by position, or run adata.var_names_make_unique() first."
+            raise ValueError(msg) from error
     return part.obs["position"].to_numpy()
+
+
+def selected_cells(adata: AnnData, cells: Any) -> AnnData:
+    """The data of some cells; of all without a copy."""
+    everything = isinstance(cells, slice) and cells == slice(None)
+    return adata if everything else adata[positions(adata.obs_names, cells)]

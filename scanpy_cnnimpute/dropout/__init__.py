@@ -5,7 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import MODELS, AllMissing, Clusters, Dropout, DropoutFit, DropoutModel, GivenProbabilities, ModelledDropout
+from .base import (
+    MODELS,
+    AllMissing,
+    Clusters,
+    Dropout,
+    DropoutFit,
+    DropoutModel,
+    GivenProbabilities,
+    ModelledDropout,
+    check_efficiency,
+)
 
 __all__ = [
     "MODELS",
@@ -16,6 +26,7 @@ __all__ = [
     "DropoutModel",
     "GivenProbabilities",
     "ModelledDropout",
+    "check_efficiency",
 ]
 
 # A model registers itself when its module is imported: a new file here is all that a new model takes.

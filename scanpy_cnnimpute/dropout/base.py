@@ -22,6 +22,38 @@ CALLED = 0.5
 """Probability above which reports call a zero a dropout (the paper's threshold)."""
 
 
+MIN_EFFICIENCY = 1e-6
+"""Smallest capture efficiency: one molecule of a million, below which single precision overflows."""
+
+
+def check_efficiency(efficiency: np.ndarray, counted: np.ndarray, *, where: str) -> np.ndarray:
+    """Capture efficiencies, 1 for cells without counts, whose values do not matter.
+
+    Parameters
+    ----------
+    efficiency
+        ``(n_cells,)`` values.
+    counted
+        ``(n_cells,)`` bool: cells with counts.
+    where
+        Name of the values in the error.
+
+    Raises
+    ------
+    ValueError
+        If a value is no share of the molecules.
+    """
+    checked = np.where(counted, efficiency, 1.0)
+    wrong = checked[~((checked >= MIN_EFFICIENCY) & (checked <= 1))]
+    if wrong.size:
+        msg = (
+            f"{where} is not allowed ({wrong.size} cells, the first {wrong[0]}): a share of the molecules, above 0 and "
+            f"at most 1, and not below {MIN_EFFICIENCY:g}."
+        )
+        raise ValueError(msg)
+    return checked
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clusters:
     """Clusters of some cells.
@@ -123,6 +155,9 @@ class DropoutModel(ArrayRecord, ABC):
 class Dropout(ABC):
     """Dropout probabilities of the entries of one count matrix, in any blocks."""
 
+    has_layer: bool = False
+    """Whether they come, at least in part, from a matrix that was given."""
+
     @abstractmethod
     def block(self, cells: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
         """Probabilities ``(cells.size, genes.size)`` of cells and genes given by position; default: all genes."""
@@ -133,7 +168,7 @@ class Dropout(ABC):
 
 
 class AllMissing(Dropout):
-    """Every zero is a dropout: what is assumed when nobody says otherwise."""
+    """Every zero is a dropout: used if no probabilities are given."""
 
     def __init__(self, n_genes: int) -> None:
         self._n_genes = n_genes
@@ -149,6 +184,8 @@ class AllMissing(Dropout):
 
 class GivenProbabilities(Dropout):
     """Probabilities from a matrix, dense or sparse, such as a layer of the user's own."""
+
+    has_layer = True
 
     def __init__(self, matrix: Any) -> None:
         self._matrix = matrix if sp.issparse(matrix) else np.asarray(matrix)
@@ -182,7 +219,7 @@ class ModelledDropout(Dropout):
     model, cells
         The model and its description of the cells.
     layer
-        Probabilities that the user may have changed; where they differ from the model's, they count.
+        Probabilities that the user may have changed; they take precedence over the model's.
     layer_genes
         Genes that the layer was written for; the model speaks for the others. Default: all.
     """
@@ -201,6 +238,7 @@ class ModelledDropout(Dropout):
         self.counts, self.model, self.cells = counts, model, cells
         self._layer = layer if layer is None or isinstance(layer, GivenProbabilities) else GivenProbabilities(layer)
         self._layer_genes = layer_genes
+        self.has_layer = layer is not None
 
     @cached_property
     def _by_gene(self) -> sp.csc_array:

@@ -6,23 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._anndata.counts import check_adata, get_counts, layer_names
+from .._anndata.counts import check_adata, get_counts
 from .._anndata.fingerprint import check_fingerprint
-from .._anndata.models import (
-    has_dropout_model,
-    load_dropout_model,
-    load_imputer,
-    require_dropout_model,
-    require_imputer,
-    written_genes,
-)
-from .._anndata.selection import positions
-from .._matrix import check_probabilities
-from ..dropout import Dropout, GivenProbabilities, ModelledDropout
+from .._anndata.models import load_dropout, load_imputer, require_dropout_model, require_imputer
+from .._anndata.selection import positions, selected_cells
+from ..dropout import ModelledDropout
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
     from anndata import AnnData
+
+    from ..dropout import Dropout
 
 
 def cnn_imputed(
@@ -64,7 +58,7 @@ def cnn_imputed(
     check_adata(adata, caller="get.cnn_imputed")
     require_imputer(adata, key)
     params = adata.uns[key]["params"]
-    part = adata[positions(adata.obs_names, cells)]
+    part = selected_cells(adata, cells)
     wanted = positions(adata.var_names, genes)
     counts = get_counts(part, params.get("layer"), caller="get.cnn_imputed", integers=False)
     check_fingerprint(part, key, counts)
@@ -80,11 +74,16 @@ def cnn_imputed(
 
 def _dropout(part: AnnData, counts: sp.csr_array, imputed_key: str) -> Dropout:
     """Dropout probabilities as pp.cnn_impute had them."""
-    key, layer = part.uns[imputed_key]["params"]["dropout_key"], None
-    if key in layer_names(part):
-        layer = check_probabilities(part.layers[key], where=f"adata.layers[{key!r}]")
-        if not has_dropout_model(part, key):
-            return GivenProbabilities(layer)
-    require_dropout_model(part, key)
-    model, cells = load_dropout_model(part, key)
-    return ModelledDropout(counts, model, cells, layer, written_genes(part, key))
+    record = part.uns[imputed_key]
+    key = record["params"]["dropout_key"]
+    dropout = load_dropout(part, key, counts)
+    if dropout is None:
+        require_dropout_model(part, key)
+    same_kind = isinstance(dropout, ModelledDropout) == ("built_on" in record["fingerprint"])
+    if not same_kind or (record["fingerprint"]["has_own_layer"] and not dropout.has_layer):  # type: ignore[union-attr]
+        msg = (
+            f"{imputed_key!r} was fitted with other dropout probabilities than those now under {key!r}. "
+            "Run pp.cnn_impute again."
+        )
+        raise ValueError(msg)
+    return dropout  # type: ignore[return-value]

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from .._anndata.counts import check_adata, get_counts
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import load_dropout_model, require_dropout_model
-from .._anndata.selection import positions
+from .._anndata.selection import positions, selected_cells
 from ..dropout import ModelledDropout
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def dropout_prob(
     """
     check_adata(adata, caller="get.dropout_prob")
     require_dropout_model(adata, key)
-    part = adata[positions(adata.obs_names, cells)]
+    part = selected_cells(adata, cells)
     wanted = positions(adata.var_names, genes)
     counts = get_counts(part, adata.uns[key]["params"].get("layer"), caller="get.dropout_prob", integers=False)
     check_fingerprint(part, key, counts)

@@ -9,13 +9,15 @@ import scipy.sparse as sp
 from numba import njit, prange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from .base import Imputed
 
 
-def fill_zeros(matrix: Any, counts: sp.csr_array, predictions: Iterable[Imputed]) -> Any:
-    """A copy of the counts with predictions at zeros.
+def fill_zeros(
+    matrix: Any, counts: sp.csr_array, predictions: Iterable[Imputed], *, return_std: bool = False
+) -> tuple[Any, Any]:
+    """A copy of the counts with predictions at zeros, and the standard deviations of these.
 
     Parameters
     ----------
@@ -25,26 +27,30 @@ def fill_zeros(matrix: Any, counts: sp.csr_array, predictions: Iterable[Imputed]
         The same as a canonical CSR array.
     predictions
         Blocks of cells; cells in none stay as they are.
+    return_std
+        Also put the standard deviations together.
 
     Returns
     -------
-    Dense if `matrix` is dense, else CSR, a matrix or an array like `matrix`. The dtype holds both the counts and
-    float32; observed counts are bit-identical.
+    Two matrices, dense if `matrix` is dense, else CSR, a matrix or an array like `matrix`. The dtype of the first holds
+    both the counts and float32; observed counts are bit-identical. The second is float32 and 0 elsewhere; ``None``
+    without `return_std`.
     """
     dtype = np.result_type(matrix.dtype, np.float32)
+    spread: list[_Part] = []
+
+    def kept() -> Iterator[Imputed]:
+        for part in predictions:
+            if return_std and part.deviation is not None:
+                spread.append(_Part(part.cells, part.deviation))
+            yield part
+
     if isinstance(matrix, np.ndarray):
-        return _fill_dense(matrix, dtype, predictions)
+        filled = _fill_dense(matrix, dtype, kept())
+        return filled, _spread_dense(spread, counts.shape) if return_std else None
     kind = sp.csr_matrix if isinstance(matrix, sp.spmatrix) else sp.csr_array
-    return kind(_fill_sparse(counts, dtype, predictions))
-
-
-def deviations(matrix: Any, shape: tuple[int, int], predictions: list[Imputed]) -> Any:
-    """Standard deviations of the predictions, 0 elsewhere, float32: dense if `matrix` is dense, else CSR."""
-    parts = [_Part(part.cells, part.deviation) for part in predictions if part.deviation is not None]
-    spread = _scatter(parts, shape, np.dtype(np.float32))
-    if isinstance(matrix, np.ndarray):
-        return spread.toarray()
-    return (sp.csr_matrix if isinstance(matrix, sp.spmatrix) else sp.csr_array)(spread)
+    sparse = kind(_fill_sparse(counts, dtype, kept()))
+    return sparse, kind(_scatter(spread, counts.shape, np.dtype(np.float32))) if return_std else None
 
 
 class _Part:
@@ -59,6 +65,14 @@ def _fill_dense(matrix: np.ndarray, dtype: np.dtype, predictions: Iterable[Imput
     for part in predictions:
         values = part.values
         fill_rows(part.cells, values.indptr, values.indices, values.data, dense)
+    return dense
+
+
+def _spread_dense(parts: list[_Part], shape: tuple[int, int]) -> np.ndarray:
+    dense = np.zeros(shape, dtype=np.float32)
+    for part in parts:
+        entries = part.entries
+        fill_rows(part.cells, entries.indptr, entries.indices, entries.data, dense)
     return dense
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from .._checks import check_choice
+from .._matrix import evenly_spaced
 from .._records import ArrayRecord
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ GATE = 5.0
 # Nine cells to learn from and one to validate on.
 MIN_CELLS = 10
 
+SAMPLE_CELLS = 500
+"""Cells that stand for all where no layer is written: the share of imputed zeros is known to a few per cent."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
@@ -54,7 +58,7 @@ class Targets:
     selected
         ``(n_genes,)`` bool: genes that the user wants imputed.
     no_gain
-        ``(n_genes,)`` bool: genes that held-out molecules say would be spoilt.
+        ``(n_genes,)`` bool: genes predicted worse than the baselines on held-out molecules.
     modelled
         ``(n_genes, n_clusters or 1)`` bool: genes whose dropout probabilities mean something.
     """
@@ -74,7 +78,7 @@ class Targets:
         selected
             ``(n_genes,)`` bool.
         gate
-            Leave genes as they are that held-out molecules say would be spoilt.
+            Leave genes as they are that are predicted worse than the baselines on held-out molecules.
         """
         no_gain = np.zeros(selected.size, dtype=bool)
         if gate and model is not None and model.gain is not None:
@@ -147,7 +151,11 @@ class Imputer(ArrayRecord, ABC):
     dropout_model: ClassVar[str]
     """Name of the dropout model that is fitted if none is stored."""
     is_stored: ClassVar[bool] = True
-    """Whether the arrays are small enough to be stored in an AnnData."""
+    """Whether the arrays are small enough to be stored with the data."""
+    trains_in_clusters: ClassVar[bool] = False
+    """Whether there are networks, and a status of each gene, in each cluster."""
+    can_gate: ClassVar[bool] = True
+    """Whether genes can be left as they are that the dropout model predicts badly."""
 
     status: np.ndarray
     history: list[dict[str, Any]]
@@ -173,7 +181,7 @@ class Imputer(ArrayRecord, ABC):
         genes: np.ndarray | None = None,
         return_std: bool = False,
     ) -> Iterator[Imputed]:
-        """Predict probable dropouts of any cells, block by block, and note which genes were imputed in `status`.
+        """Predict probable dropouts of any cells, block by block.
 
         Parameters
         ----------
@@ -189,16 +197,32 @@ class Imputer(ArrayRecord, ABC):
             Also give standard deviations.
         """
 
-    def check_consistent(self) -> None:
-        """Refuse arrays that do not go together, as of a damaged file.
+    def noting(self, predictions: Iterator[Imputed]) -> Iterator[Imputed]:
+        """Pass predictions for the cells of the fit on, and note in `status` which genes are imputed."""
+        for part in predictions:
+            self.status[part.values.indices, 0] = IMPUTED
+            yield part
 
-        Raises
-        ------
-        ValueError
-            With what is wrong.
-        """
+    def sample(self, counts: sp.csr_array, dropout: Dropout) -> tuple[np.ndarray, list[Imputed]]:
+        """Evenly spaced cells, and what is predicted for them: where not all cells are to be predicted."""
+        rows = evenly_spaced(counts.shape[0], SAMPLE_CELLS)
+        return rows, list(self.noting(self.predict(counts[rows], dropout.take(rows))))
+
+    @classmethod
+    def check_std(cls, *, return_std: bool) -> None:
+        """Refuse standard deviations from an imputer that has none."""
+        if return_std and cls.std_units is None:
+            msg = f"return_std=True needs preset='default', not {cls.preset!r}."
+            raise ValueError(msg)
+
+    def check_consistent(self) -> None:
+        """Refuse codes and ids that are not possible; see :meth:`ArrayRecord.check_consistent`."""
         if self.status.min(initial=0) < 0 or self.status.max(initial=0) >= len(STATUSES):
             msg = f"the array 'status' has codes outside 0 to {len(STATUSES) - 1}"
+            raise ValueError(msg)
+        gene_ids = getattr(self, "gene_ids", None)
+        if gene_ids is not None and np.unique(gene_ids).size < gene_ids.size:
+            msg = "genes occur more than once: keep each of them once"
             raise ValueError(msg)
 
     @classmethod

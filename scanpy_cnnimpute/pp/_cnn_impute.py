@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from anndata import AnnData
 
-MAX_LAYER_BYTES = 2**32
+MAX_LAYER_BYTES = 2**32  # 4 GiB: the result that is asked for, on a machine of 16 GB
 
 
 def cnn_impute(
@@ -76,15 +76,15 @@ def cnn_impute(
         each. The paper's preset trains networks in each: by default in the clusters of the dropout model; for a dropout
         layer of your own in ``"cnn_cluster"`` if it is there, else in all cells together.
     estimate
-        ``"posterior_mean"``: what a zero is worth on average, the molecules that its dropout probability implies,
+        ``"posterior_mean"``: the expected value of a zero, given the molecules that its dropout probability implies,
         corrected by the network, on the scale of log1p(CP10k); for log-normalised data. ``"expected_count"``: the same
         on the scale of counts, which is larger; for sums over cells. Both need a calibrated dropout model.
         ``"conditional"``: what the network predicts a count to be if it is not zero. Default: the first where it is
         possible, else the last.
     gate
         Leave a gene as it is, in all cells, if its held-out molecules were predicted worse than by the gene's mean and
-        worse than by zeros, by more than five standard errors each. Default: where the dropout model
-        knows, not with ``preset="paper"``.
+        worse than by zeros, by more than five standard errors each. Default: on with a calibrated model, off with
+        ``preset="paper"``.
     mask_var
         Genes to impute: a boolean column of `.var`, or a boolean array. All genes serve as inputs, the others stay as
         they are. Default: all.
@@ -93,7 +93,8 @@ def cnn_impute(
     store
         ``"layer"`` writes the imputed counts as a layer besides the fitted imputer, ``"params"`` does not (see
         :func:`~scanpy_cnnimpute.get.cnn_imputed`), ``"auto"`` does if it takes at most `max_layer_bytes`. Networks of
-        ``preset="paper"`` are too large to be stored: its layer is always written.
+        ``preset="paper"`` are too large to be stored: its layer is always written. What an earlier call wrote under the
+        same `key_added` is replaced; a layer that this call does not write goes.
     max_layer_bytes
         Largest layer that ``store="auto"`` writes.
     threshold
@@ -226,8 +227,8 @@ def _impute(adata: AnnData, request: ImputeRequest, selected: np.ndarray, *, ver
     options = fit_options(adata, counts, dropout, request, choice, selected, verbose=verbose)
     imputer, predictions = choice.imputer.fit_predict(counts, dropout, options, return_std=request.return_std)
     matrix = raw_matrix(adata, request.layer)
-    n_imputed = add_layers(results, matrix, counts, imputer, dropout, predictions, request)
-    params = choice.params(request)
+    n_imputed, has_layer = add_layers(results, matrix, counts, imputer, dropout, predictions, request)
+    params = choice.params(request, has_layer=has_layer)
     record = {
         "history": history_table(imputer.history),
         "status": status_table(imputer, options.clusters, adata.var_names),
@@ -237,5 +238,6 @@ def _impute(adata: AnnData, request: ImputeRequest, selected: np.ndarray, *, ver
         record["arrays"] = add_record(results, key, imputer)
         fitted_to = request.dropout_key if isinstance(dropout, ModelledDropout) else None
         record["fingerprint"] = add_fingerprint(results, key, adata, counts, params, built_on=fitted_to)
+        record["fingerprint"]["has_own_layer"] = dropout.has_layer
     results.write(record, params)
     report(imputer, n_imputed, counts)

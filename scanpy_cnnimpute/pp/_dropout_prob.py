@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -16,7 +17,7 @@ from .._anndata.selection import selected_genes
 from .._checks import check_choice, check_key, check_number, check_seed
 from .._logging import logger
 from .._threads import check_n_jobs, limited_threads
-from ..dropout import MODELS, Clusters, DropoutFit, ModelledDropout
+from ..dropout import MODELS, Clusters, DropoutFit, ModelledDropout, check_efficiency
 from ..tl._cluster import cluster_cells
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
 Store = Literal["auto", "layer", "params"]
 DEFAULT_CLUSTER_KEY = "cnn_cluster"
-MAX_LAYER_BYTES = 2**30
+MAX_LAYER_BYTES = 2**30  # 1 GiB: a laptop holds it beside the counts
 MAX_STORED_BYTES = 2**60  # far above any memory, and within what files can hold
 LAYER_BLOCK_BYTES = 2**23  # of probabilities computed at a time
-MOST = 0.5  # share of collapsed genes above which a cluster is warned of
+MAX_COLLAPSED = 0.5  # share of collapsed genes above which a cluster is warned of
 
 
 def dropout_prob(
@@ -64,12 +65,13 @@ def dropout_prob(
         mixture of a gamma (dropouts) and a normal distribution on log10(CPM + 1.01).
     capture_efficiency
         Calibrated model: share of the molecules that was counted, between 0 and 1, or the column of `.obs`
-        that holds it for each cell, as estimated from spike-ins. It cannot be told from the counts. Default: missing is
-        what a deeper run would still count, that is 4,000 more molecules of the cell, or at most 1.65 times
+        that holds it for each cell, as estimated from spike-ins. It cannot be estimated from the counts. Default:
+        missing is what a deeper run would still count, that is 4,000 more molecules of the cell, or at most 1.65 times
         those that were counted.
     mask_var
-        Genes to write the layer for: a boolean column of `.var`, or a boolean array. The layer is 0 for the others. The
-        model is fitted to all genes. Default: all.
+        Genes to write the layer for: a boolean column of `.var`, or a boolean array. The layer is 0 for the others, of
+        which the model, fitted to all genes, keeps speaking: :func:`~scanpy_cnnimpute.pp.cnn_impute` and
+        :func:`~scanpy_cnnimpute.get.dropout_prob` use the model there. Default: all.
     random_state
         Seed of the calibrated model.
     store
@@ -181,7 +183,8 @@ class DropoutRequest:
         check_number("max_layer_bytes", self.max_layer_bytes, int, 0, MAX_STORED_BYTES)
         check_seed(self.random_state)
         if self.capture_efficiency is not None and not MODELS[self.model].takes_capture_efficiency:
-            msg = f"capture_efficiency={self.capture_efficiency!r} means nothing to model={self.model!r}: leave it out."
+            told = self.capture_efficiency
+            msg = f"capture_efficiency={told!r} is not a parameter of model={self.model!r}: leave it out."
             raise ValueError(msg)
         if self.cluster_key is not None:
             check_key("cluster_key", self.cluster_key)
@@ -195,7 +198,7 @@ def fit_and_store(adata: AnnData, counts: csr_array, request: DropoutRequest, se
     keys = [("layers", key), ("varm", f"{key}_{MASK}"), *dropout_keys(key)]
     results = Results(adata, function=DROPOUT_FUNCTION, key=key, keys=keys)
     if counts.nnz == 0:
-        msg = "No cell has any counts: there is nothing to fit."
+        msg = f"No cell has any counts: there is nothing to fit in {adata.n_obs} cells x {adata.n_vars} genes."
         raise ValueError(msg)
     efficiency = _read_efficiency(adata, request.capture_efficiency, np.diff(counts.indptr) > 0)
     clusters, cluster_key = _read_clusters(adata, counts, request)
@@ -209,13 +212,20 @@ def fit_and_store(adata: AnnData, counts: csr_array, request: DropoutRequest, se
     summary.index = pd.Index(reported.names, name="cluster")
     params = vars(request) | {"cluster_key": cluster_key, "units": "probability"}
     del params["key_added"]
-    description = (params, None if efficiency is None else efficiency.tobytes())
+    # Not how the results are stored: the same fit, asked for again, is the same.
+    identity: list[Any] = [
+        request.model,
+        request.layer,
+        request.random_state,
+        cluster_key if fit.model.needs_clusters else None,
+    ]
+    identity.append(None if efficiency is None else zlib.crc32(np.ascontiguousarray(efficiency).data))
     record = {
         **fit.tables,
         "summary": summary,
         "clusters": np.array(fit.model.clusters(fit.cells).names, dtype=str),
         "arrays": add_record(results, key, fit.model) | add_record(results, key, fit.cells),
-        "fingerprint": add_fingerprint(results, key, adata, counts, description),
+        "fingerprint": add_fingerprint(results, key, adata, counts, identity),
     }
     if layer is not None:
         record["layer_checksum"] = layer_checksum(layer)
@@ -241,16 +251,12 @@ def _read_efficiency(adata: AnnData, capture_efficiency: float | str | None, cou
         efficiency = column.to_numpy(np.float64, na_value=np.nan)
         name = f"adata.obs[{capture_efficiency!r}]"
     else:
+        if np.ndim(capture_efficiency):
+            msg = "capture_efficiency is an array: put it into a column of adata.obs and pass the name of the column."
+            raise TypeError(msg)
         value = check_number("capture_efficiency", capture_efficiency, float)
         efficiency, name = np.full(adata.n_obs, float(value)), f"capture_efficiency={capture_efficiency!r}"
-    # Cells without counts have no dropout probability, and often no efficiency either.
-    efficiency = np.where(counted, efficiency, 1.0)
-    fits = (efficiency > 0) & (efficiency <= 1)
-    if not fits.all():
-        which = f"{name} is not allowed ({np.count_nonzero(~fits)} cells, the first {efficiency[~fits][0]})"
-        msg = f"{which}: a share of the molecules, above 0 and at most 1."
-        raise ValueError(msg)
-    return efficiency
+    return check_efficiency(efficiency, counted, where=name)
 
 
 def _read_clusters(adata: AnnData, counts: csr_array, request: DropoutRequest) -> tuple[Clusters | None, str | None]:
@@ -287,7 +293,7 @@ def _add_layer(
         return None
     if request.store == "auto" and n_bytes > request.max_layer_bytes:
         logger.warning(
-            "pp.dropout_prob: the layer would take %.1f GB, more than max_layer_bytes (%.1f GB); only the parameters "
+            "pp.dropout_prob: the layer would take %.3g GB, more than max_layer_bytes (%.3g GB); only the parameters "
             "are stored. get.dropout_prob gives any part of it, pp.cnn_impute works with the parameters.",
             n_bytes / 1e9,
             request.max_layer_bytes / 1e9,
@@ -316,12 +322,12 @@ def _report(fit: DropoutFit, summary: pd.DataFrame, key: str) -> None:
             "pp.dropout_prob: no zero is a probable dropout, as all molecules count as seen; state a lower "
             "capture_efficiency= if your protocol has one."
         )
-    if "collapsed" in summary and (summary["collapsed"] > MOST).any():
+    if "collapsed" in summary and (summary["collapsed"] > MAX_COLLAPSED).any():
         logger.warning(
             "pp.dropout_prob: in %d of %d clusters the gamma of most genes has collapsed onto the zeros: their "
             "probabilities say that a zero is a zero, not that a transcript was missed (uns[%r]['summary']). "
             "model='calibrated' has no such fault.",
-            int((summary["collapsed"] > MOST).sum()),
+            int((summary["collapsed"] > MAX_COLLAPSED).sum()),
             len(summary),
             key,
         )

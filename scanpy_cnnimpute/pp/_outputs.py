@@ -11,8 +11,8 @@ import scipy.sparse as sp
 from .._anndata.results import column_names
 from .._logging import logger
 from ..imputation import STATUSES
-from ..imputation.assemble import deviations, fill_zeros
-from ..imputation.base import IMPUTED
+from ..imputation.assemble import fill_zeros
+from ..imputation.base import IMPUTED, MIN_CELLS, TOO_FEW_CELLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ..dropout import Clusters, Dropout
     from ..imputation import Imputed, Imputer
     from ._request import ImputeRequest
-
-SAMPLE_CELLS = 500  # cells whose imputed entries stand for all, where no layer is written
 
 
 def add_layers(
@@ -33,61 +31,70 @@ def add_layers(
     dropout: Dropout,
     predictions: Iterator[Imputed],
     request: ImputeRequest,
-) -> np.ndarray:
-    """Add the layers that the request asks for; returns the number of imputed entries of each cell.
+) -> tuple[np.ndarray, bool]:
+    """Add the layers that the request asks for.
 
-    Without a layer these are numbers of `SAMPLE_CELLS` cells, -1 for the others.
+    Returns
+    -------
+    The number of imputed entries of each cell, and whether layers were written. Without them the numbers are of some
+    cells, and -1 for the others.
     """
-    key, n_imputed = request.key_added, np.zeros(counts.shape[0], dtype=np.int64)
-    kept: list[Imputed] = []
+    key, n_imputed = request.key_added, np.full(counts.shape[0], -1, dtype=np.int64)
+    rows, sample = _sample_if_large(matrix, counts, imputer, dropout, request)
+    if sample is not None and not _fits(matrix, counts, rows, sample, request):
+        for part in sample:
+            n_imputed[rows[part.cells]] = np.diff(part.values.indptr)
+        return n_imputed, False
+    n_imputed[:] = 0
 
-    def counted(parts: Iterator[Imputed]) -> Iterator[Imputed]:
-        for part in parts:
+    def counted() -> Iterator[Imputed]:
+        for part in imputer.noting(predictions):
             n_imputed[part.cells] = np.diff(part.values.indptr)
-            if request.return_std:
-                kept.append(part)
             yield part
 
-    if _is_written(matrix, counts, imputer, dropout, request):
-        results.add("layers", key, fill_zeros(matrix, counts, counted(predictions)))
-        if request.return_std:
-            results.add("layers", f"{key}_std", deviations(matrix, counts.shape, kept))
-        return n_imputed
-    rows, sample = _sample(counts, imputer, dropout)
-    n_imputed[:] = -1
-    n_imputed[rows] = 0
-    for part in sample:
-        n_imputed[rows[part.cells]] = np.diff(part.values.indptr)
-    return n_imputed
+    imputed, deviation = fill_zeros(matrix, counts, counted(), return_std=request.return_std)
+    results.add("layers", key, imputed)
+    if request.return_std:
+        results.add("layers", f"{key}_std", deviation)
+    return n_imputed, True
 
 
-def _is_written(matrix: Any, counts: sp.csr_array, imputer: Imputer, dropout: Dropout, request: ImputeRequest) -> bool:
-    """Whether the layer is asked for or small; a warning says how to get at values if it is too large."""
-    if request.store != "auto" or not imputer.is_stored:
-        return request.store != "params"
-    item = np.result_type(matrix.dtype, np.float32).itemsize
-    n_entries = counts.shape[0] * counts.shape[1]
-    n_bytes = n_entries * item
-    if sp.issparse(matrix) and n_entries * (item + 4) > request.max_layer_bytes:
-        rows, sample = _sample(counts, imputer, dropout)
-        filled = sum(part.values.nnz for part in sample) / max(rows.size, 1)
-        n_bytes = round((counts.nnz + filled * counts.shape[0]) * (item + 4))
+def _entry_bytes(matrix: Any) -> int:
+    """Bytes of an entry of the layer, with its index if it is sparse."""
+    return np.result_type(matrix.dtype, np.float32).itemsize + (4 if sp.issparse(matrix) else 0)
+
+
+def _sample_if_large(
+    matrix: Any, counts: sp.csr_array, imputer: Imputer, dropout: Dropout, request: ImputeRequest
+) -> tuple[np.ndarray, list[Imputed] | None]:
+    """Predictions for some cells, if layers are not asked for or might be too large; otherwise none."""
+    asked = request.store == "layer" or not imputer.is_stored
+    most = counts.shape[0] * counts.shape[1] * _entry_bytes(matrix) * (2 if request.return_std else 1)
+    if asked or (request.store == "auto" and most <= request.max_layer_bytes):
+        return np.empty(0, dtype=np.int64), None
+    return imputer.sample(counts, dropout)
+
+
+def _fits(matrix: Any, counts: sp.csr_array, rows: np.ndarray, sample: list[Imputed], request: ImputeRequest) -> bool:
+    """Whether layers are to be written all the same; a warning says how to get at values if they are too large."""
+    if request.store == "params":
+        return False
+    n_entries = n_zeros = counts.shape[0] * counts.shape[1]
+    if sp.issparse(matrix):
+        n_zeros = round(sum(part.values.nnz for part in sample) / rows.size * counts.shape[0])
+        n_entries = counts.nnz + n_zeros
+    n_bytes = (n_entries + (n_zeros if request.return_std else 0)) * _entry_bytes(matrix)
     if n_bytes <= request.max_layer_bytes:
         return True
     logger.warning(
-        "pp.cnn_impute: the layer would take about %.1f GB, more than max_layer_bytes (%.1f GB); the fitted imputer is "
-        "stored. get.cnn_imputed(adata, genes=, cells=, key=%r) gives any part; store='layer' writes it all the same.",
+        "pp.cnn_impute: the result would take about %.3g GB, more than max_layer_bytes (%.3g GB); the fitted imputer "
+        "is stored. get.cnn_imputed(adata, genes=, cells=, key=%r) gives any part; store='layer' writes it all "
+        "the same.",
         n_bytes / 1e9,
         request.max_layer_bytes / 1e9,
         request.key_added,
     )
     return False
-
-
-def _sample(counts: sp.csr_array, imputer: Imputer, dropout: Dropout) -> tuple[np.ndarray, list[Imputed]]:
-    """Evenly spaced cells, and what is imputed in them."""
-    rows = np.unique(np.linspace(0, counts.shape[0] - 1, SAMPLE_CELLS).round().astype(np.int64))
-    return rows, list(imputer.predict(counts[rows], dropout.take(rows)))
 
 
 def history_table(networks: list[dict[str, Any]]) -> pd.DataFrame:
@@ -105,9 +112,7 @@ def history_table(networks: list[dict[str, Any]]) -> pd.DataFrame:
 
 def status_table(imputer: Imputer, clusters: Clusters, genes: pd.Index) -> pd.DataFrame:
     """Status of every gene, in each cluster that has networks of its own."""
-    columns = column_names(clusters.names) if imputer.status.shape[1] == len(clusters.names) > 1 else ["all"]
-    if imputer.preset == "paper":
-        columns = column_names(clusters.names)
+    columns = column_names(clusters.names) if imputer.trains_in_clusters else ["all"]
     return pd.DataFrame(
         {
             column: pd.Categorical.from_codes(imputer.status[:, position], categories=list(STATUSES))
@@ -147,8 +152,12 @@ def report(imputer: Imputer, n_imputed: np.ndarray, counts: sp.csr_array) -> Non
     if n_entries == 0:
         status = pd.Series(imputer.status.ravel()).value_counts()
         reasons = ", ".join(f"{n} genes {STATUSES[code]!r}" for code, n in status.items() if code != IMPUTED)
+        few = (imputer.status == TOO_FEW_CELLS).all()
         logger.warning(
-            "pp.cnn_impute: nothing is imputed (%s). Lower threshold=, or state a lower capture_efficiency= in "
-            "pp.dropout_prob if more is missing than a deeper run would count.",
+            "pp.cnn_impute: nothing is imputed (%s). %s",
             reasons,
+            f"At least {MIN_CELLS} cells with counts are needed."
+            if few
+            else "Lower threshold=, or state a lower capture_efficiency= in pp.dropout_prob if more is missing than a "
+            "deeper run would count.",
         )

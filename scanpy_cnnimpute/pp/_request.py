@@ -9,9 +9,10 @@ from .._anndata.counts import layer_names
 from .._anndata.models import has_dropout_model
 from .._anndata.results import check_keys
 from .._checks import check_choice, check_key, check_number, check_seed
+from .._logging import logger
 from ..imputation import Imputer, find_imputer, resolve_settings
 from ..imputation.backend import check_backend
-from ._dropout_prob import MAX_STORED_BYTES, Store
+from ._dropout_prob import DEFAULT_CLUSTER_KEY, MAX_STORED_BYTES, Store
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,7 +46,7 @@ class ImputeRequest:
             if getattr(self, name) is not None:
                 check_key(name, getattr(self, name))
         others = [key for key in (self.layer, self.cluster_key) if key is not None]
-        check_keys(*others, key_added=self.key_added, dropout_key=self.dropout_key)
+        check_keys(*others, DEFAULT_CLUSTER_KEY, key_added=self.key_added, dropout_key=self.dropout_key)
         if self.gate is not None:
             check_number("gate", self.gate, bool)
         return self
@@ -60,16 +61,16 @@ class Choice:
     settings: Settings
     gate: bool
 
-    def params(self, request: ImputeRequest) -> dict[str, Any]:
+    def params(self, request: ImputeRequest, *, has_layer: bool) -> dict[str, Any]:
         """What is recorded of the request and the choice in `.uns`."""
         asked = {name: value for name, value in vars(request).items() if name not in {"key_added", "settings"}}
         decided = {"estimate": self.estimate, "gate": self.gate, **self.settings.as_dict()}
-        std_units = self.imputer.std_units if request.return_std else None
+        std_units = self.imputer.std_units if request.return_std and has_layer else None
         return {**asked, **decided, "units": "counts", "std_units": std_units}
 
 
 def choose(adata: AnnData, request: ImputeRequest) -> Choice:
-    """Imputer, estimate and settings as given, or as the dropout model allows; what is not there is refused."""
+    """Imputer, estimate and settings as given, or as the dropout model allows; refuses what it cannot support."""
     imputer = find_imputer(request.preset, request.estimate)
     if (
         request.estimate is None
@@ -77,8 +78,14 @@ def choose(adata: AnnData, request: ImputeRequest) -> Choice:
         and not _is_calibrated(adata, request.dropout_key, imputer)
     ):
         imputer = find_imputer(request.preset, "conditional")
+        logger.warning(
+            "pp.cnn_impute: %r holds %s, so that estimate='conditional' is used; the recommended estimates need a "
+            "calibrated model.",
+            request.dropout_key,
+            _model_name(adata, request.dropout_key, imputer),
+        )
     estimate = request.estimate or imputer.estimates[0]
-    able = imputer.preset != "paper" and _is_calibrated(adata, request.dropout_key, imputer)
+    able = imputer.can_gate and _is_calibrated(adata, request.dropout_key, imputer)
     if (imputer.needs_calibrated or request.gate) and not able:
         msg = (
             f"estimate={request.estimate!r}, gate={request.gate!r} need preset='default' and a calibrated dropout "
@@ -87,8 +94,9 @@ def choose(adata: AnnData, request: ImputeRequest) -> Choice:
             "gate=False."
         )
         raise ValueError(msg)
-    if request.return_std and imputer.std_units is None:
-        msg = f"return_std=True needs preset='default', not {request.preset!r}."
+    imputer.check_std(return_std=request.return_std)
+    if request.return_std and request.store == "params":
+        msg = "return_std=True writes a layer, which store='params' does not: leave one of them out."
         raise ValueError(msg)
     if request.store == "params" and not imputer.is_stored:
         msg = (

@@ -8,22 +8,18 @@ import numpy as np
 import pandas as pd
 
 from .._anndata.counts import layer_names
-from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import (
     IMPUTE_FUNCTION,
     dropout_keys,
     has_dropout_model,
-    is_as_written,
-    load_dropout_model,
+    load_dropout,
     stored_models,
-    written_genes,
 )
 from .._anndata.results import cluster_codes
 from .._anndata.selection import selected_genes
 from .._checks import warn_user
 from .._logging import logger
-from .._matrix import check_probabilities
-from ..dropout import Clusters, Dropout, GivenProbabilities, ModelledDropout
+from ..dropout import Clusters, Dropout, ModelledDropout
 from ..imputation import FitOptions, Targets, find_imputer
 from ..tl._cluster import cluster_cells
 from ._dropout_prob import DEFAULT_CLUSTER_KEY, DropoutRequest, fit_and_store, labelled_clusters
@@ -37,19 +33,17 @@ if TYPE_CHECKING:
 
 def dropout_of(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) -> Dropout:
     """Dropout probabilities: a layer of the user's own, the stored model, or one that is fitted and stored first."""
-    key, layer = request.dropout_key, None
-    if key in layer_names(adata):
-        layer = check_probabilities(adata.layers[key], where=f"adata.layers[{key!r}]")
-        if not has_dropout_model(adata, key):
-            _refuse_remnants(adata, key)
-            return GivenProbabilities(layer)
-    if not has_dropout_model(adata, key):
+    key = request.dropout_key
+    if has_dropout_model(adata, key):
+        _check_origin(adata, request)
+    elif key in layer_names(adata):
+        _refuse_remnants(adata, key)
+    dropout = load_dropout(adata, key, counts)
+    if dropout is None:
         return _fit_dropout(adata, counts, request)
-    _check_origin(adata, counts, request)
-    if layer is not None and is_as_written(adata, key):
-        layer = None
-    model, cells = load_dropout_model(adata, key)
-    return ModelledDropout(counts, model, cells, layer, written_genes(adata, key))
+    if isinstance(dropout, ModelledDropout) and dropout.model.needs_clusters:
+        _check_clusters(adata, dropout, request)
+    return dropout
 
 
 def _fit_dropout(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) -> ModelledDropout:
@@ -65,24 +59,26 @@ def _fit_dropout(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) -
         model=find_imputer(request.preset).dropout_model,
         random_state=request.random_state,
         key_added=request.dropout_key,
-    )
+    ).checked()
     return fit_and_store(adata, counts, fitted, selected_genes(adata, None))
 
 
-def _check_origin(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) -> None:
-    """The stored dropout model must belong to the counts and, if it was fitted in clusters, to those asked for."""
+def _check_origin(adata: AnnData, request: ImputeRequest) -> None:
+    """The stored dropout model must have been fitted to the layer that is asked for."""
     key = request.dropout_key
-    params = adata.uns[key]["params"]
-    if params.get("layer") != request.layer:
+    layer = adata.uns[key]["params"].get("layer")
+    if layer != request.layer:
         msg = (
-            f"The dropout model {key!r} was fitted to layer={params.get('layer')!r}, not to layer={request.layer!r}. "
+            f"The dropout model {key!r} was fitted to layer={layer!r}, not to layer={request.layer!r}. "
             "Pass that layer, or run pp.dropout_prob with another key_added and pass it as dropout_key."
         )
         raise ValueError(msg)
-    check_fingerprint(adata, key, counts)
-    if params["model"] != "gamma_normal":
-        return
-    fitted_key = params["cluster_key"]
+
+
+def _check_clusters(adata: AnnData, dropout: ModelledDropout, request: ImputeRequest) -> None:
+    """The clusters of the stored dropout model must be those that are asked for, as they are today."""
+    key = request.dropout_key
+    fitted_key = adata.uns[key]["params"]["cluster_key"]
     if request.cluster_key not in {None, fitted_key}:
         msg = (
             f"The dropout model {key!r} was fitted in the clusters of {fitted_key!r}, not of "
@@ -90,8 +86,7 @@ def _check_origin(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) 
         )
         raise ValueError(msg)
     if fitted_key in adata.obs:
-        model, cells = load_dropout_model(adata, key)
-        clusters = model.clusters(cells)
+        clusters = dropout.model.clusters(dropout.cells)
         names = np.array([*clusters.names, None], dtype=object)  # the code -1 picks the last
         fitted = pd.Series(names[clusters.codes], index=adata.obs_names, dtype=object)
         today = adata.obs[fitted_key].astype(object).map(str, na_action="ignore")
@@ -133,15 +128,17 @@ def fit_options(
         estimate=choice.estimate,
         random_state=request.random_state,
         targets=Targets.of(model, selected, gate=choice.gate),
-        clusters=_clusters(adata, counts, dropout, request),
+        clusters=_clusters(adata, counts, dropout, request, choice),
         verbose=verbose,
     )
 
 
-def _clusters(adata: AnnData, counts: sp.csr_array, dropout: Dropout, request: ImputeRequest) -> Clusters:
+def _clusters(
+    adata: AnnData, counts: sp.csr_array, dropout: Dropout, request: ImputeRequest, choice: Choice
+) -> Clusters:
     """Clusters that the paper's networks are trained in, or that the default's summary reports."""
     key = request.cluster_key
-    if request.preset != "paper":
+    if not choice.imputer.trains_in_clusters:
         if key is not None:
             return labelled_clusters(adata, key, caller=IMPUTE_FUNCTION)
         return Clusters.single(adata.n_obs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pandas as pd
 
+from ..._matrix import evenly_spaced, positions_of
 from ..._records import ArrayRecord, array, column
 from ...metrics import reliability_curve
 from ..base import CALLED, Clusters, DropoutFit, DropoutModel
@@ -123,7 +124,7 @@ class CalibratedModel(DropoutModel):
 
     loadings: np.ndarray = array("f4", "genes", "factors")
     shape: np.ndarray = array("f8", "genes")
-    gain: np.ndarray = array("f8", "genes")
+    gain: np.ndarray = array("f8", "genes", may_be_nan=True)
     train_loadings: np.ndarray = array("f4", "genes", "factors")
     gene_ids: np.ndarray = array("i4", "genes")
     train_cells: np.ndarray = array("i4", "train")
@@ -148,7 +149,7 @@ class CalibratedModel(DropoutModel):
 
         starts = factorise(train, [np.random.default_rng(seed) for seed in seeds])
         train_scores, train_loadings = combine(starts)
-        judged = _evenly_spaced(drawn.size, max(1, MAX_SHAPE_ENTRIES // max(counts.shape[1], 1)))
+        judged = evenly_spaced(drawn.size, max(1, MAX_SHAPE_ENTRIES // max(counts.shape[1], 1)))
         sample = HeldOut(train[judged], test[judged], train_scores[judged], train_loadings)
         shape = sample.shapes()
         stated, present = sample.calibration(shape)
@@ -249,7 +250,7 @@ class CalibratedModel(DropoutModel):
         arguments = (
             counts.indptr,
             counts.indices,
-            _positions(wanted, self.shape.size),
+            positions_of(wanted, self.shape.size),
             cells.scores,
             self._loadings_by_factor if wanted.size == self.shape.size else self.loadings[wanted].T.copy(),
             shape,
@@ -335,12 +336,13 @@ class CalibratedModel(DropoutModel):
         gain = (self.gain > 0).sum() / max(np.isfinite(self.gain).sum(), 1)
         rows = []
         for each in members:
-            sample = each[_evenly_spaced(each.size, max(1, round(share * each.size)))]
+            sample = each[evenly_spaced(each.size, max(1, round(share * each.size)))]
             n_zeros, n_called, total = 0, 0, 0.0
             for start in range(0, sample.size, SUMMARY_BLOCK):
                 part = sample[start : start + SUMMARY_BLOCK]
-                block = self.probability(counts[part], cells.take(cells=part))
-                n_zeros += block.size - counts[part].nnz
+                own = counts[part]
+                block = self.probability(own, cells.take(cells=part))
+                n_zeros += block.size - own.nnz
                 n_called += int((block > CALLED).sum())
                 total += float(block.sum(dtype=np.float64))
             rows.append(
@@ -372,18 +374,6 @@ def _draw_cells(usable: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.sort(rng.permutation(np.flatnonzero(usable))[:MAX_CELLS])
 
 
-def _evenly_spaced(n: int, n_chosen: int) -> np.ndarray:
-    """So many positions out of n, at equal distances."""
-    return np.arange(n) if n <= n_chosen else np.linspace(0, n - 1, n_chosen).round().astype(np.int64)
-
-
-def _positions(wanted: np.ndarray, n_genes: int) -> np.ndarray:
-    """Position of each gene among those wanted, -1 for others."""
-    positions = np.full(n_genes, -1, dtype=np.int32)
-    positions[wanted] = np.arange(wanted.size)
-    return positions
-
-
 def _times(cells: CalibratedCells) -> np.ndarray:
     """Missed over counted molecules of each cell, ``1 / c - 1``, float32."""
     return (1.0 / cells.capture_efficiency.astype(np.float64) - 1.0).astype(np.float32)
@@ -391,4 +381,5 @@ def _times(cells: CalibratedCells) -> np.ndarray:
 
 def _missed_at(threshold: float, shape: np.ndarray) -> np.ndarray:
     """Expected missed molecules at which the dropout probability is the threshold."""
-    return (shape * np.expm1(-np.log1p(-threshold) / shape)).astype(np.float32)
+    with np.errstate(over="ignore"):  # no number of missed molecules may be enough
+        return (shape * np.expm1(-np.log1p(-threshold) / shape)).astype(np.float32)

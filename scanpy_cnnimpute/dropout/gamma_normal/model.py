@@ -79,11 +79,11 @@ class GammaNormalModel(DropoutModel):
     needs_clusters: ClassVar[bool] = True
     takes_capture_efficiency: ClassVar[bool] = False
 
-    rate: np.ndarray = array("f8", "genes", "clusters")
-    alpha: np.ndarray = array("f8", "genes", "clusters")
-    beta: np.ndarray = array("f8", "genes", "clusters")
-    mu: np.ndarray = array("f8", "genes", "clusters")
-    sigma: np.ndarray = array("f8", "genes", "clusters")
+    rate: np.ndarray = array("f8", "genes", "clusters", may_be_nan=True)
+    alpha: np.ndarray = array("f8", "genes", "clusters", may_be_nan=True)
+    beta: np.ndarray = array("f8", "genes", "clusters", may_be_nan=True)
+    mu: np.ndarray = array("f8", "genes", "clusters", may_be_nan=True)
+    sigma: np.ndarray = array("f8", "genes", "clusters", may_be_nan=True)
     status: np.ndarray = array("i1", "genes", "clusters")
     profiles: np.ndarray = array("f4", "genes", "clusters")
     names: np.ndarray = array("U", "clusters")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Widths of the layers; wider ones gained less than 0.5 % on masked and recovered counts.
 WIDTH = 16
 CELL_WIDTH = 8
+COMPILING = Lock()  # two threads that ask for the same network get the same one
 MAX_COMPILED = 8  # compiled networks that are kept: some kilobytes of weights each
 MAX_CORRECTION = 3.0  # of a log rate: predictions beyond a factor of 20 are extrapolations
 MIN_WEIGHT = 1e-6  # guards a batch without hidden entries
@@ -119,7 +120,8 @@ class SharedNetwork:
 
 def shared_network(sizes: tuple[int, int, int, int], n_top: int, loss: Callable[[Any, Any], Any]) -> SharedNetwork:
     """The compiled network of this architecture in this process, under the present dtype policy."""
-    return _compiled(sizes, n_top, loss, layer_dtype())
+    with COMPILING:
+        return _compiled(sizes, n_top, loss, layer_dtype())
 
 
 @lru_cache(maxsize=MAX_COMPILED)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from ..._threads import single_threaded_pool
 from .kernels import gather_blocks, join_features
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ def correlated_genes(residuals: np.ndarray, n_top: int) -> tuple[np.ndarray, np.
     correlations = np.zeros((n_genes, n_top), dtype=np.float32)
     if n_genes <= n_top:
         return neighbours, correlations
-    dense = residuals / np.sqrt(np.maximum((residuals**2).sum(axis=0), MIN_SQUARES))
+    length = np.sqrt(np.maximum(np.einsum("ij,ij->j", residuals, residuals), MIN_SQUARES))
+    dense = residuals / length.astype(residuals.dtype)
     width = max(1, CORRELATION_BYTES // (4 * n_genes))
-    for start in range(0, n_genes, width):
+
+    def choose(start: int) -> None:
         block = dense[:, start : start + width].T @ dense
         own = np.arange(block.shape[0])
         block[own, start + own] = 0  # a target is not among its own inputs
@@ -48,11 +51,15 @@ def correlated_genes(residuals: np.ndarray, n_top: int) -> tuple[np.ndarray, np.
         top = np.take_along_axis(top, order, axis=1)
         neighbours[start : start + width] = top
         correlations[start : start + width] = np.take_along_axis(block, top, axis=1)
+
+    # Every block is one product on one thread, so that the choice does not depend on the number of threads.
+    with single_threaded_pool() as pool:
+        list(pool.map(choose, range(0, n_genes, width)))
     return neighbours, correlations
 
 
 def check_network(neighbours: np.ndarray, weights: list[np.ndarray]) -> None:
-    """Refuse targets without a network, and a network without targets, as of a damaged file.
+    """Refuse targets without a network, as of a damaged file.
 
     Raises
     ------
@@ -60,8 +67,8 @@ def check_network(neighbours: np.ndarray, weights: list[np.ndarray]) -> None:
         With what is wrong.
     """
     n_targets = int((neighbours[:, 0] >= 0).sum())
-    if (n_targets > 0) != (len(weights) > 0):
-        msg = f"the network has {len(weights)} arrays of weights for {n_targets} target genes"
+    if n_targets and not weights:
+        msg = f"the network of {n_targets} target genes has no weights"
         raise ValueError(msg)
 
 

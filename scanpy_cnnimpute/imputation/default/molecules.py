@@ -10,11 +10,12 @@ import scipy.sparse as sp
 from scipy.special import expm1
 
 from ..._logging import logger
+from ..._matrix import positions_of
 from ..._records import array, array_list
 from ..._threads import single_threaded_blas
 from ...dropout.calibrated.splitting import split_molecules
 from ...presets import DefaultSettings
-from ..base import IMPUTED, MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
+from ..base import MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
 from ..progress import progress_bar
 from .architecture import MAX_CORRECTION, held_out_deviance, shared_network
 from .features import (
@@ -44,6 +45,7 @@ N_OWN_FEATURES = 4  # of a target in a cell: level, whether its count is zero, l
 MIN_RATE = 1e-3  # added to expected counts before a logarithm
 FLOOR_VARIANCE = 0.01  # of a count, so that the residual of a single unexpected molecule stays finite
 RESIDUAL_RANGE = (-5.0, 8.0)  # beyond, residuals are clipped
+MIN_SCORES = 1e-12  # guards cells without counts
 MIN_PROFILE = 1e-4  # added to the shares of a cell's profile before the logarithm
 # Batch sizes: half of the conditional network's, as accurate in half of the time.
 BATCH_ENTRIES = 30_000
@@ -52,6 +54,7 @@ VALIDATION_SHARE = 0.1  # of the cells
 MIN_VALIDATION_CELLS = 10
 VALIDATION_ENTRIES = 300_000  # of cells x genes at most
 DESCRIBED_CELLS = 256  # whose residuals are computed at a time
+MAX_BLOCK_CELLS = 2_000  # cells whose counts are copied at a time
 BLOCK_ENTRIES = 4_000_000  # of cells x genes that are predicted at a time, before those above the threshold are chosen
 # Entries in one call of the network, in rows of so many targets; the number of rows takes one of so many values.
 CALL_ENTRIES = 240_000
@@ -68,7 +71,18 @@ class _Source:
     loadings: np.ndarray  # (n_read, n_factors)
     shape: np.ndarray  # (n_read,) float32
     shared: np.ndarray  # (n_read, n_features)
-    cells: np.ndarray  # (n_cells, n_features)
+    depth: np.ndarray  # (n_cells,) centred log library size
+
+    @property
+    def n_cell_features(self) -> int:
+        """Number of features of a cell."""
+        return self.scores.shape[1] + 1
+
+    def cell_features(self, rows: np.ndarray) -> np.ndarray:
+        """Log profile and depth of some cells, ``(rows.size, n_cell_features)`` float32."""
+        scores = self.scores[rows]
+        profile = np.log(scores / np.maximum(scores.sum(axis=1, keepdims=True), MIN_SCORES) + MIN_PROFILE)
+        return np.column_stack([profile, self.depth[rows]]).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +214,8 @@ class MoleculeImputer(Imputer):
             genes=genes,
             neighbours=np.zeros((genes.size, self.settings.n_top), dtype=np.int64),
             correlations=np.zeros((genes.size, self.settings.n_top), dtype=np.float32),
-            read_position=_positions(genes, counts.shape[1]),
-            target_position=_positions(genes, counts.shape[1]),
+            read_position=positions_of(genes, counts.shape[1]),
+            target_position=positions_of(genes, counts.shape[1]),
         )
         source = self._source(train, train_scores, model.train_loadings, model.shape, everything)
         residuals = np.empty((rows.size, genes.size), dtype=np.float32)
@@ -211,7 +225,18 @@ class MoleculeImputer(Imputer):
             residuals[part] = buffers.fill(source, part, everything).channels[..., 0]
         neighbours, correlations = correlated_genes(residuals, self.settings.n_top)
         bar.update()
-        if genes.size > self.settings.n_top and rows.size > 1:
+        n_used = int((np.diff(own.indptr) > 0).sum())
+        if genes.size <= self.settings.n_top or n_used < MIN_CELLS:
+            logger.warning(
+                "The network is not trained, so that nothing corrects the dropout model: %d of the cells that the "
+                "model was fitted to are left (at least %d are needed), and %d genes are seen in enough of them (more than "
+                "n_top=%d). If cells were dropped since, run pp.dropout_prob again.",
+                n_used,
+                MIN_CELLS,
+                genes.size,
+                self.settings.n_top,
+            )
+        else:
             self.neighbours[genes], self.correlations[genes] = self.gene_ids[genes[neighbours]], correlations
             layout, _ = layout_of(self.gene_ids, self.neighbours, self.correlations, genes)
             source = self._source(train, train_scores, model.train_loadings, model.shape, layout)
@@ -231,7 +256,6 @@ class MoleculeImputer(Imputer):
         if depth is None:
             depth = _log_depth(counts.sum(axis=1, dtype=np.float64))
             depth -= depth.mean() if depth.size else 0.0
-        profile = np.log(scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12) + MIN_PROFILE)
         genes = layout.genes
         return _Source(
             counts=counts,
@@ -239,7 +263,7 @@ class MoleculeImputer(Imputer):
             loadings=np.ascontiguousarray(loadings[genes]),
             shape=shape[genes].astype(np.float32),
             shared=np.column_stack([self.level[genes], np.log(shape[genes]), layout.correlations]),
-            cells=np.column_stack([profile, depth]).astype(np.float32),
+            depth=depth,
         )
 
     def _inputs(
@@ -277,7 +301,7 @@ class MoleculeImputer(Imputer):
 
         def batch(rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
             described = buffers.fill(source, rows, layout)
-            inputs = self._inputs(source, described, source.cells[rows], layout)
+            inputs = self._inputs(source, described, source.cell_features(rows), layout)
             # What is expected once the first set is known: all entries teach, though only zeros are imputed.
             factor = (source.shape + expm1(inputs[1][..., 2])) / (source.shape + described.expected)
             expected = described.expected * ratio[rows][:, None] * factor
@@ -285,7 +309,7 @@ class MoleculeImputer(Imputer):
             return inputs, answer.astype(np.float32)
 
         drawn = batches(rng, order[n_validation:], size)
-        sizes = self._sizes(n_genes, source.cells.shape[1])
+        sizes = self._sizes(n_genes, source.n_cell_features)
         self.weights, history = train_network(
             sizes, held_out_deviance, lambda: batch(next(drawn)), batch(checked), self.settings, seed
         )
@@ -309,10 +333,10 @@ class MoleculeImputer(Imputer):
         model, cells = _calibrated(dropout)
         usable = usable_genes(self.status[:, 0])
         wanted = np.flatnonzero(usable) if genes is None else genes[usable[genes]]
-        correct = self._corrector(counts, model, cells, wanted)
+        layout = self._layout(wanted)
+        correct = self._corrector(counts, model, cells, layout)
         logarithmic, threshold = self.estimate == "posterior_mean", self.settings.threshold
-        found = np.zeros(counts.shape[1], dtype=bool)
-        height = max(1, BLOCK_ENTRIES // max(wanted.size, 1))
+        height = max(1, min(MAX_BLOCK_CELLS, BLOCK_ENTRIES // max(wanted.size, layout.genes.size, 1)))
         for start in range(0, counts.shape[0] if wanted.size else 0, height):
             rows = np.arange(start, min(start + height, counts.shape[0]))
             own, described = counts[rows], cells.take(cells=rows)
@@ -326,18 +350,14 @@ class MoleculeImputer(Imputer):
             values, deviation = model.posterior_mean(
                 described, indptr, columns, missed, correction, logarithmic=logarithmic, return_std=return_std
             )
-            found[columns] = True
             yield Imputed(
                 cells=rows,
                 values=_entries(values, columns, indptr, own.shape),
                 deviation=None if deviation is None else _entries(deviation, columns, indptr, own.shape),
             )
-        self.status[found, 0] = IMPUTED
 
-    def _corrector(
-        self, counts: sp.csr_array, model: CalibratedModel, cells: CalibratedCells, wanted: np.ndarray
-    ) -> Any:
-        """A function of rows and their CSR entries that gives the network's correction of each, float32."""
+    def _layout(self, wanted: np.ndarray) -> GeneLayout:
+        """Genes that the network reads for those wanted; a warning says how many have lost their inputs."""
         layout, n_lost = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
         if n_lost:
             logger.warning(
@@ -346,13 +366,19 @@ class MoleculeImputer(Imputer):
                 n_lost,
                 self.neighbours.shape[1],
             )
+        return layout
+
+    def _corrector(
+        self, counts: sp.csr_array, model: CalibratedModel, cells: CalibratedCells, layout: GeneLayout
+    ) -> Any:
+        """A function of rows and their CSR entries that gives the network's correction of each, float32."""
         if not self.weights or not layout.genes.size:
             return lambda _rows, _indptr, columns: np.zeros(columns.size, dtype=np.float32)
         # Depths of all genes, also of those that were dropped from the data since.
         depth = _log_depth(cells.library_size) - self.depth_mean
         source = self._source(counts, cells.scores, model.loadings, model.shape, layout, depth)
         width, n_rows = CALL_TARGETS, CALL_ENTRIES // CALL_TARGETS // CALL_SHAPES * CALL_SHAPES
-        sizes = self._sizes(width, source.cells.shape[1])
+        sizes = self._sizes(width, source.n_cell_features)
         network = shared_network(sizes, self.neighbours.shape[1], held_out_deviance)
         n_features = N_OWN_FEATURES + source.shared.shape[1]
         buffers = InputBuffers.allocate(n_rows, width, self.neighbours.shape[1], N_CHANNELS, n_features)
@@ -371,15 +397,13 @@ class MoleculeImputer(Imputer):
             arrange_targets(indptr, columns, layout.target_position, first_row, row_cell, targets)
             if not described:
                 described.append(_Described.allocate(rows.size, layout.genes.size))
-            known = described[0].fill(source, rows, layout)
+            known, of_cells = described[0].fill(source, rows, layout), source.cell_features(rows)
             predicted = np.empty((row_cell.size, width), dtype=np.float32)
             height = n_rows // CALL_SHAPES
             for part in np.array_split(np.arange(row_cell.size), -(-row_cell.size // n_rows)):
                 # Batches of few shapes: a new one is compiled anew.
                 padded = np.resize(part, -(-part.size // height) * height)
-                inputs = self._inputs(
-                    source, known, source.cells[rows], layout, (row_cell[padded], targets[padded]), buffers
-                )
+                inputs = self._inputs(source, known, of_cells, layout, (row_cell[padded], targets[padded]), buffers)
                 predicted[part] = network.predict(self.weights, inputs)[: part.size]
             np.clip(predicted, -MAX_CORRECTION, MAX_CORRECTION, out=predicted)
             collect_predictions(indptr, columns, layout.target_position, first_row, predicted, correction)
@@ -395,12 +419,6 @@ def _calibrated(dropout: Dropout) -> tuple[CalibratedModel, CalibratedCells]:
 
 def _entries(values: np.ndarray, columns: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
     return sp.csr_array((values, columns, indptr.astype(np.int32 if indptr[-1] < 2**31 else np.int64)), shape=shape)
-
-
-def _positions(genes: np.ndarray, n_genes: int) -> np.ndarray:
-    positions = np.full(n_genes, -1, dtype=np.int32)
-    positions[genes] = np.arange(genes.size)
-    return positions
 
 
 def _log_depth(library_size: np.ndarray) -> np.ndarray:

@@ -9,10 +9,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..._logging import logger
+from ..._matrix import positions_of
 from ..._records import array, array_list
 from ..._threads import single_threaded_blas
 from ...presets import ConditionalSettings
-from ..base import IMPUTED, MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
+from ..base import MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
 from ..progress import progress_bar
 from .architecture import hidden_mse, shared_network
 from .features import GeneLayout, batches, check_network, correlated_genes, layout_of, network_genes, network_inputs
@@ -191,7 +192,6 @@ class NonzeroImputer(Imputer):
             network = self._network(layout.genes.size)
         lines = GeneLines(intercept=self.intercept, slope=self.slope, sd=self.sd, depth_mean=self.depth_mean)
         low_rank = LowRank(loadings=self.loadings, loading_moments=self.loading_moments, precision=self.precision)
-        found = np.zeros(counts.shape[1], dtype=bool)
         cells = np.flatnonzero(np.diff(counts.indptr) > 0) if wanted.size else np.empty(0, dtype=np.int64)
         for first in range(0, cells.size, DESCRIBED_CELLS):
             chunk = cells[first : first + DESCRIBED_CELLS]
@@ -203,7 +203,6 @@ class NonzeroImputer(Imputer):
                 indptr, columns, _ = above_threshold(counts[part], probability, wanted, self.settings.threshold)
                 values = _predict_rows(visible, rows, network, self.features, layout, predicted, size)
                 entries = np.repeat(np.arange(rows.size), np.diff(indptr)), columns
-                found[columns] = True
                 shape = rows.size, counts.shape[1]
                 deviation = None
                 if return_std:
@@ -212,7 +211,6 @@ class NonzeroImputer(Imputer):
                 yield Imputed(
                     cells=part, values=sp.csr_array((data, columns, indptr), shape=shape), deviation=deviation
                 )
-        self.status[found, 0] = IMPUTED
 
     def _network(self, n_targets: int) -> Callable[[list[np.ndarray]], np.ndarray]:
         """A function of a batch that gives the network's outputs."""
@@ -292,8 +290,7 @@ class _Fit:
         low_rank = fit_low_rank(residuals, n_components, start=None if full is None else full.low_rank)
         scores, moments = low_rank.scores(residuals)
         neighbours, correlations = correlated_genes(residuals[:, self.genes].toarray(), self.settings.n_top)
-        position = np.full(counts.shape[1], -1, dtype=np.int32)
-        position[self.genes] = np.arange(self.genes.size)
+        position = positions_of(self.genes, counts.shape[1])
         layout = GeneLayout(
             genes=self.genes,
             neighbours=neighbours,

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from ..backend import layer_dtype, needs_compilation, quiet_retracing
-from .architecture import MAX_COMPILED, build_network, initialise
+from .architecture import COMPILING, MAX_COMPILED, build_network, initialise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +56,10 @@ def train_network(
     """
     first = draw()
     shapes = tuple((part.shape, str(part.dtype)) for part in (*first[0], first[1]))
-    trainer = _compiled(sizes, loss, settings, shapes, layer_dtype())
+    with COMPILING:
+        trainer = _compiled(
+            sizes, settings.n_top, loss, (settings.n_steps, settings.learning_rate), shapes, layer_dtype()
+        )
     with trainer.lock, quiet_retracing():
         return trainer.train(first, draw, validation, seed)
 
@@ -71,8 +74,9 @@ class _Trainer:
     def __init__(
         self,
         sizes: tuple[int, int, int, int],
+        n_top: int,
         loss: Callable[[Any, Any], Any],
-        settings: DefaultSettings,
+        schedule: tuple[int, float],
         shapes: tuple[tuple[tuple[int, ...], str], ...],
     ) -> None:
         from keras import Model, backend, ops, optimizers
@@ -80,18 +84,18 @@ class _Trainer:
         from ..optimizer import FusedAdam
 
         self.lock = Lock()
-        self._n_steps = settings.n_steps
-        self._n_checks = max(n for n in range(1, MAX_CHECKS + 1) if settings.n_steps % n == 0)
-        self._model = build_network(sizes, settings.n_top, loss)
+        self._n_steps, learning_rate = schedule
+        self._n_checks = max(n for n in range(1, MAX_CHECKS + 1) if self._n_steps % n == 0)
+        self._model = build_network(sizes, n_top, loss)
         # The same layers, compiled to run all batches between two checks in one call.
         self._trainer = Model(self._model.inputs, self._model.outputs)
-        rate = optimizers.schedules.CosineDecay(settings.learning_rate, settings.n_steps)
+        rate = optimizers.schedules.CosineDecay(learning_rate, self._n_steps)
         self._trainer.compile(
             FusedAdam(rate, weight_decay=WEIGHT_DECAY, clipnorm=CLIP_NORM),
             loss=loss,
             jit_compile=needs_compilation(),
             # torch runs one at a time
-            steps_per_execution=1 if backend.backend() == "torch" else settings.n_steps // self._n_checks,
+            steps_per_execution=1 if backend.backend() == "torch" else self._n_steps // self._n_checks,
         )
         # TensorFlow would trace a step that creates variables twice.
         self._trainer.optimizer.build(self._trainer.trainable_variables)
@@ -159,12 +163,13 @@ class _Trainer:
 @lru_cache(maxsize=MAX_COMPILED)
 def _compiled(
     sizes: tuple[int, int, int, int],
+    n_top: int,
     loss: Callable[[Any, Any], Any],
-    settings: DefaultSettings,
+    schedule: tuple[int, float],
     shapes: tuple[tuple[tuple[int, ...], str], ...],
     dtype: str,
 ) -> _Trainer:
-    return _Trainer(sizes, loss, settings, shapes)
+    return _Trainer(sizes, n_top, loss, schedule, shapes)
 
 
 def _tensorflow_dataset(batches: Callable[[], Iterator[Any]], shapes: tuple[tuple[tuple[int, ...], str], ...]) -> Any:

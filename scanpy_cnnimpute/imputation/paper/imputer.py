@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from ..._records import array, array_list
 from ...clustering.profiles import codes_of, mean_profiles, nearest_profiles
 from ...presets import PaperSettings
-from ..backend import layer_dtype, set_weights
+from ..backend import set_weights
 from ..base import IMPUTED, NO_INPUTS, NOT_SELECTED, TRAINING_FAILED, Imputed, Imputer
 from ..progress import progress_bar
 from . import inputs
@@ -56,6 +56,8 @@ class PaperImputer(Imputer):
     settings_type: ClassVar[type[Settings]] = PaperSettings
     dropout_model: ClassVar[str] = "gamma_normal"
     is_stored: ClassVar[bool] = False
+    trains_in_clusters: ClassVar[bool] = True
+    can_gate: ClassVar[bool] = False
 
     status: np.ndarray = array("i1", "genes", "clusters")
     profiles: np.ndarray = array("f4", "genes", "clusters")
@@ -201,6 +203,10 @@ class PaperImputer(Imputer):
                     parts.append((targets, self._predict(network, values, targets, chosen, missing)[0]))
             yield Imputed(cells=cells, values=_join(parts, (cells.size, counts.shape[1])))
 
+    def noting(self, predictions: Iterator[Imputed]) -> Iterator[Imputed]:
+        """Pass predictions on: the status is known from the training."""
+        return predictions
+
     def check_consistent(self) -> None:
         """Refuse positions of genes and clusters that are not there; see :meth:`Imputer.check_consistent`."""
         super().check_consistent()
@@ -251,7 +257,7 @@ class PaperImputer(Imputer):
 def _network(settings: PaperSettings) -> Network:
     from .architecture import shared_network
 
-    return shared_network(settings, layer_dtype())
+    return shared_network(settings)
 
 
 def _network_values(counts: sp.csr_array, settings: PaperSettings) -> sp.csr_array:
