@@ -144,8 +144,8 @@ def _check_totals(what: str, now: np.ndarray, then: np.ndarray, key: str, again:
     if n_wrong:
         hint = " (if adata.obs was sorted: reorder with adata[names] instead)" if what == "cells" else ""
         msg = (
-            f"The counts are not those that {key!r} was fitted to{hint}: the totals of {n_wrong} {what} differ from those "
-            f"at the time of the fit. {again}"
+            f"The counts are not those that {key!r} was fitted to{hint}: the totals of {n_wrong} {what} differ from "
+            f"those at the time of the fit. {again}"
         )
         raise ValueError(msg)
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._checks import quote_some
 from .._matrix import check_probabilities
 from ..dropout import MODELS, GivenProbabilities, ModelledDropout
 from ..imputation import IMPUTERS, find_imputer
@@ -103,14 +102,14 @@ def require_dropout_model(adata: AnnData, key: str) -> None:
         if written_by(adata, key) == DROPOUT_FUNCTION and "arrays" in adata.uns[key]:
             lost = _lost(adata, dropout_keys(key, adata.uns[key]["params"]["model"]))
         there = stored_models(adata)
-        msg = f"No dropout model is stored under {key!r}{lost}. Stored: {there}. Run pp.dropout_prob first."
+        msg = f"No dropout model is stored under {key!r}. Stored: {there}.{lost} Run pp.dropout_prob first."
         raise KeyError(msg)
 
 
 def _lost(adata: AnnData, keys: list[tuple[str, str]]) -> str:
     """Which parts of a stored fit are missing, in words."""
     missing = [f"adata.{place}[{name!r}]" for place, name in keys if name not in getattr(adata, place)]
-    return f": {quote_some(missing)} of it is missing" if missing else ""
+    return f" Of the one that was, {', '.join(missing[:5])} is missing." if missing else ""
 
 
 def load_dropout_model(adata: AnnData, key: str) -> tuple[DropoutModel, Any]:
@@ -161,9 +160,9 @@ def require_imputer(adata: AnnData, key: str) -> None:
     if places is not None and not lost:
         return
     if written_by(adata, key) == IMPUTE_FUNCTION and places is None:
-        lost = ": the networks of preset='paper' are too large to be stored, their values are in the layer"
+        lost = " The networks of preset='paper' are too large to be stored; their values are in the layer."
     there = [other for other in adata.uns if other != key and _imputer_places(adata, other) is not None]
-    msg = f"No imputer is stored under {key!r}{lost}. Stored: {there}. Run pp.cnn_impute first."
+    msg = f"No imputer is stored under {key!r}. Stored: {there}.{lost} Run pp.cnn_impute first."
     raise KeyError(msg)
 
 

@@ -21,14 +21,15 @@ def selected_genes(adata: AnnData, mask_var: Any) -> np.ndarray:
         where, values = f"adata.var[{mask_var!r}]", adata.var[mask_var]
     else:
         where, values = "mask_var", mask_var
-    if isinstance(values, pd.Series) and not values.index.equals(adata.var_names):
+    numbered = isinstance(values, pd.Series) and values.index.equals(pd.RangeIndex(adata.n_vars))
+    if isinstance(values, pd.Series) and not numbered and not values.index.equals(adata.var_names):
         msg = f"{where} is a Series whose index is not adata.var_names: reindex it, or pass an array."
         raise ValueError(msg)
     if isinstance(values, list | tuple):
         values = np.asarray(values)
     if not pd.api.types.is_bool_dtype(values) or pd.isna(values).any():
         kind = getattr(values, "dtype", type(values).__name__)
-        msg = f"{where} has type {kind}, or missing values; expected True or False for each gene."
+        msg = f"{where} has type {kind}, expected True or False for each gene, and no missing values."
         raise TypeError(msg)
     mask = np.asarray(values, dtype=bool)
     if mask.shape != (adata.n_vars,):

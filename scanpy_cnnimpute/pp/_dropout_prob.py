@@ -184,7 +184,7 @@ class DropoutRequest:
         check_seed(self.random_state)
         if self.capture_efficiency is not None and not MODELS[self.model].takes_capture_efficiency:
             told = self.capture_efficiency
-            msg = f"capture_efficiency={told!r} is not a parameter of model={self.model!r}: leave it out."
+            msg = f"capture_efficiency={told!r} means nothing to model={self.model!r}: leave it out."
             raise ValueError(msg)
         if self.cluster_key is not None:
             check_key("cluster_key", self.cluster_key)

@@ -229,8 +229,8 @@ class MoleculeImputer(Imputer):
         if genes.size <= self.settings.n_top or n_used < MIN_CELLS:
             logger.warning(
                 "The network is not trained, so that nothing corrects the dropout model: %d of the cells that the "
-                "model was fitted to are left (at least %d are needed), and %d genes are seen in enough of them (more than "
-                "n_top=%d). If cells were dropped since, run pp.dropout_prob again.",
+                "model was fitted to are left (at least %d are needed), and %d genes are seen in enough of them (more "
+                "than n_top=%d). If cells were dropped since, run pp.dropout_prob again.",
                 n_used,
                 MIN_CELLS,
                 genes.size,
