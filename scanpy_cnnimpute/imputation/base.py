@@ -197,6 +197,11 @@ class Imputer(ArrayRecord, ABC):
             Also give standard deviations.
         """
 
+    def wanted(self, genes: np.ndarray | None) -> np.ndarray:
+        """Those of the given genes, or of all, that may be imputed by their status."""
+        usable = ~np.isin(self.status[:, 0], (NOT_MODELLED, TOO_FEW_CELLS, NO_GAIN, NOT_SELECTED))
+        return np.flatnonzero(usable) if genes is None else genes[usable[genes]]
+
     def noting(self, predictions: Iterator[Imputed]) -> Iterator[Imputed]:
         """Pass predictions for the cells of the fit on, and note in `status` which genes are imputed."""
         for part in predictions:
@@ -274,11 +279,6 @@ def resolve_settings(imputer: type[Imputer], estimate: str, overrides: dict[str,
         )
         raise ValueError(msg)
     return imputer.settings_type.from_overrides(overrides)
-
-
-def usable_genes(status: np.ndarray) -> np.ndarray:
-    """Genes that may be imputed, by their status: bool of the same shape."""
-    return ~np.isin(status, (NOT_MODELLED, TOO_FEW_CELLS, NO_GAIN, NOT_SELECTED))
 
 
 def gene_status(options: FitOptions, n_cells: int) -> np.ndarray:

@@ -144,8 +144,9 @@ def report(imputer: Imputer, n_imputed: np.ndarray, counts: sp.csr_array) -> Non
     zeros = counts.shape[1] * int(seen.sum()) - int(np.diff(counts.indptr)[seen].sum())
     n_entries = int(n_imputed[seen].sum())
     logger.info(
-        "pp.cnn_impute: %d networks; %.1f %% of the zeros %s imputed",
+        "pp.cnn_impute: %d network%s; %.1f %% of the zeros %s imputed",
         len(imputer.history),
+        "" if len(imputer.history) == 1 else "s",
         100 * n_entries / max(zeros, 1),
         "are" if seen.all() else f"of {int(seen.sum())} sampled cells would be",
     )

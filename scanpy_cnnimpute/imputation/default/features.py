@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from ..._logging import logger
 from ..._threads import single_threaded_pool
 from .kernels import gather_blocks, join_features
 
@@ -93,10 +94,8 @@ class GeneLayout:
     target_position: np.ndarray
 
 
-def layout_of(
-    gene_ids: np.ndarray, neighbours: np.ndarray, correlations: np.ndarray, wanted: np.ndarray
-) -> tuple[GeneLayout, int]:
-    """The layout for some of a network's targets.
+def layout_of(gene_ids: np.ndarray, neighbours: np.ndarray, correlations: np.ndarray, wanted: np.ndarray) -> GeneLayout:
+    """The layout for some of a network's targets; a warning says how many have lost some of their inputs.
 
     Parameters
     ----------
@@ -109,14 +108,19 @@ def layout_of(
 
     Returns
     -------
-    The layout, and the number of wanted targets that cannot be predicted as some of their inputs are not among the
-    columns any more.
+    The layout of the wanted targets whose inputs are all among the columns.
     """
     n_genes = gene_ids.size
     targets = wanted[neighbours[wanted, 0] >= 0]
     inputs = pd.Index(gene_ids).get_indexer(neighbours[targets].ravel()).reshape(-1, neighbours.shape[1])
     complete = (inputs >= 0).all(axis=1)
-    n_lost = int((~complete).sum())
+    if not complete.all():
+        logger.warning(
+            "%d genes are imputed without the network: some of their %d correlated genes were dropped from the data. "
+            "Impute before genes are dropped, or keep the layer.",
+            int((~complete).sum()),
+            neighbours.shape[1],
+        )
     targets, inputs = targets[complete], inputs[complete]
     genes = np.union1d(targets, inputs)
     read_position, target_position = np.full((2, n_genes), -1, dtype=np.int32)
@@ -130,7 +134,7 @@ def layout_of(
         correlations=correlations[genes],
         read_position=read_position,
         target_position=target_position,
-    ), n_lost
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

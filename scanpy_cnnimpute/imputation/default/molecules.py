@@ -15,7 +15,7 @@ from ..._records import array, array_list
 from ..._threads import single_threaded_blas
 from ...dropout.calibrated.splitting import split_molecules
 from ...presets import DefaultSettings
-from ..base import MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
+from ..base import MIN_CELLS, Imputed, Imputer, gene_status
 from ..progress import progress_bar
 from .architecture import MAX_CORRECTION, held_out_deviance, shared_network
 from .features import (
@@ -238,7 +238,7 @@ class MoleculeImputer(Imputer):
             )
         else:
             self.neighbours[genes], self.correlations[genes] = self.gene_ids[genes[neighbours]], correlations
-            layout, _ = layout_of(self.gene_ids, self.neighbours, self.correlations, genes)
+            layout = layout_of(self.gene_ids, self.neighbours, self.correlations, genes)
             source = self._source(train, train_scores, model.train_loadings, model.shape, layout)
             self._train(source, test, layout, np.random.default_rng(random_state))
         bar.update()
@@ -331,9 +331,8 @@ class MoleculeImputer(Imputer):
     ) -> Iterator[Imputed]:
         """Posterior means of the zeros whose dropout probability exceeds the threshold; see :meth:`Imputer.predict`."""
         model, cells = _calibrated(dropout)
-        usable = usable_genes(self.status[:, 0])
-        wanted = np.flatnonzero(usable) if genes is None else genes[usable[genes]]
-        layout = self._layout(wanted)
+        wanted = self.wanted(genes)
+        layout = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
         correct = self._corrector(counts, model, cells, layout)
         logarithmic, threshold = self.estimate == "posterior_mean", self.settings.threshold
         height = max(1, min(MAX_BLOCK_CELLS, BLOCK_ENTRIES // max(wanted.size, layout.genes.size, 1)))
@@ -355,18 +354,6 @@ class MoleculeImputer(Imputer):
                 values=_entries(values, columns, indptr, own.shape),
                 deviation=None if deviation is None else _entries(deviation, columns, indptr, own.shape),
             )
-
-    def _layout(self, wanted: np.ndarray) -> GeneLayout:
-        """Genes that the network reads for those wanted; a warning says how many have lost their inputs."""
-        layout, n_lost = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
-        if n_lost:
-            logger.warning(
-                "%d genes are imputed without the network's correction: some of their %d correlated genes were dropped "
-                "from the data. Impute before genes are dropped, or keep the layer.",
-                n_lost,
-                self.neighbours.shape[1],
-            )
-        return layout
 
     def _corrector(
         self, counts: sp.csr_array, model: CalibratedModel, cells: CalibratedCells, layout: GeneLayout

@@ -13,7 +13,7 @@ from ..._matrix import positions_of
 from ..._records import array, array_list
 from ..._threads import single_threaded_blas
 from ...presets import ConditionalSettings
-from ..base import MIN_CELLS, Imputed, Imputer, gene_status, usable_genes
+from ..base import MIN_CELLS, Imputed, Imputer, gene_status
 from ..progress import progress_bar
 from .architecture import hidden_mse, shared_network
 from .features import GeneLayout, batches, check_network, correlated_genes, layout_of, network_genes, network_inputs
@@ -175,16 +175,8 @@ class NonzeroImputer(Imputer):
         return_std: bool = False,
     ) -> Iterator[Imputed]:
         """Counts of the zeros whose dropout probability exceeds the threshold; see :meth:`Imputer.predict`."""
-        usable = usable_genes(self.status[:, 0])
-        wanted = np.flatnonzero(usable) if genes is None else genes[usable[genes]]
-        layout, n_lost = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
-        if n_lost:
-            logger.warning(
-                "%d genes are imputed without the network: some of their %d correlated genes were dropped from the "
-                "data. Impute before genes are dropped, or keep the layer.",
-                n_lost,
-                self.neighbours.shape[1],
-            )
+        wanted = self.wanted(genes)
+        layout = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
         predicted = layout.target_position[layout.genes] >= 0
         size = int(np.clip(CALL_ENTRIES // max(layout.genes.size, 1), MIN_CALL, MAX_CALL))
         network = None
