@@ -122,3 +122,11 @@ def test_refusals(adata: ad.AnnData, function: str) -> None:
         with pytest.raises(error, match=match):
             FUNCTIONS[function](adata, mask_var=mask)
     assert_only_added(before, adata, set())
+
+
+def test_a_series_of_other_names_is_refused(adata: ad.AnnData) -> None:
+    mask = pd.Series(np.arange(50) < 5, index=adata.var_names)
+    with pytest.raises(ValueError, match=r"mask_var is a Series whose index is not adata\.var_names"):
+        scnn.pp.dropout_prob(adata, mask_var=mask[::-1])
+    scnn.pp.dropout_prob(adata, mask_var=mask)
+    assert not adata.layers["dropout_prob"][:, 5:].any()

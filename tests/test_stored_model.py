@@ -459,3 +459,54 @@ def test_masks_of_every_dtype_fill_alike() -> None:
     assert (layers[0][zero] > 0).mean() > 0.99
     for layer in layers[1:]:
         np.testing.assert_array_equal(layer, layers[0])
+
+
+def test_normalised_counts_are_refused_after_cells_and_genes_were_dropped() -> None:
+    adata = simulate()
+    scnn.pp.cnn_impute(adata, store="params", **SHORT)
+    part = adata[5:, 5:].copy()  # neither totals of cells nor of genes are those of the fit
+    part.X = part.X.log1p()
+    for call in (scnn.get.cnn_imputed, scnn.get.dropout_prob, scnn.CNNImputer.from_anndata):
+        with pytest.raises(ValueError, match="those were whole numbers, these are not, as after normalisation"):
+            call(part)
+
+
+def test_the_same_model_asked_for_again_is_the_same() -> None:
+    adata = simulate()
+    scnn.pp.cnn_impute(adata, **SHORT)
+    scnn.pp.dropout_prob(adata)  # to look at the layer
+    np.testing.assert_allclose(scnn.get.cnn_imputed(adata), adata.layers["cnn_imputed"].toarray(), rtol=1e-5)
+
+
+def test_an_edited_dropout_layer_must_stay() -> None:
+    adata = simulate()
+    scnn.pp.dropout_prob(adata)
+    adata.layers["dropout_prob"][:, :20] = 0
+    scnn.pp.cnn_impute(adata, **SHORT)
+    np.testing.assert_allclose(scnn.get.cnn_imputed(adata), adata.layers["cnn_imputed"].toarray(), rtol=1e-5)
+    del adata.layers["dropout_prob"]
+    with pytest.raises(ValueError, match="was fitted with other dropout probabilities than those now under"):
+        scnn.get.cnn_imputed(adata)
+
+
+def test_standard_deviations_need_a_layer() -> None:
+    adata = simulate()
+    with pytest.raises(ValueError, match="return_std=True writes a layer, which store='params' does not"):
+        scnn.pp.cnn_impute(adata, store="params", return_std=True, **SHORT)
+    scnn.pp.cnn_impute(adata, max_layer_bytes=1, return_std=True, **SHORT)
+    assert "cnn_imputed_std" not in adata.layers
+    assert "std_units" not in adata.uns["cnn_imputed"]["params"]
+
+
+def test_few_cells_of_the_fit_that_are_left_train_no_network(caplog: pytest.LogCaptureFixture) -> None:
+    adata = simulate()
+    scnn.pp.dropout_prob(adata)
+    scnn.pp.cnn_impute(adata[:5], **SHORT)
+    assert "At least 10 cells with counts are needed" in caplog.text
+
+
+def test_genes_that_occur_twice_are_refused() -> None:
+    adata = simulate()
+    scnn.pp.cnn_impute(adata, **SHORT)
+    with pytest.raises(ValueError, match="genes occur more than once"):
+        scnn.get.cnn_imputed(adata[:, [0, 0, 1]])

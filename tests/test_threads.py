@@ -84,3 +84,14 @@ def test_refusals(function: Any) -> None:
     with pytest.raises(TypeError, match=r"n_jobs=1\.5 has type float, expected int"):
         function(adata, n_jobs=1.5)
     assert layer_names(adata) == ["twin"]
+
+
+def test_overlapping_limits_are_lifted_by_the_last() -> None:
+    with threadpool_limits(limits=2):
+        first, second = single_threaded_blas(), single_threaded_blas()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+        second.__exit__(None, None, None)
+        assert {pool["num_threads"] for pool in threadpool_info()} == {2}

@@ -100,17 +100,17 @@ def check_fingerprint(adata: AnnData, key: str, counts: csr_array) -> None:
             )
             raise ValueError(msg)
     _check_names(adata, key, again)
+    all_cells, all_genes = adata.n_obs == int(record["n_obs"]), adata.n_vars == int(record["n_vars"])
+    library_size = adata.obs[f"{key}_library_size"].to_numpy(np.float64)
+    total = np.asarray(adata.varm[f"{key}_total"], dtype=np.float64)[:, 0]
+    _check_totals("cells", counts.sum(axis=1, dtype=np.float64), library_size, key, again, exact=all_genes)
+    _check_totals("genes", counts.sum(axis=0, dtype=np.float64), total, key, again, exact=all_cells)
     if record["is_whole"] and not is_integer(counts.data):
         msg = (
             f"The counts are not those that {key!r} was fitted to: those were whole numbers, these are not, as after "
             "normalisation. Put the counts back, or keep them in a layer."
         )
         raise ValueError(msg)
-    all_cells, all_genes = adata.n_obs == int(record["n_obs"]), adata.n_vars == int(record["n_vars"])
-    library_size = adata.obs[f"{key}_library_size"].to_numpy(np.float64)
-    total = np.asarray(adata.varm[f"{key}_total"], dtype=np.float64)[:, 0]
-    _check_totals("cells", counts.sum(axis=1, dtype=np.float64), library_size, key, again, exact=all_genes)
-    _check_totals("genes", counts.sum(axis=0, dtype=np.float64), total, key, again, exact=all_cells)
 
 
 def _check_built_on(adata: AnnData, key: str, base: str) -> None:
