@@ -179,7 +179,7 @@ class CNNImputer:
         kind.check_std(return_std=return_std)
         self._imputer = kind.fit(counts, source, options)
         parts = self._imputer.predict(counts, source, clusters=options.clusters, return_std=return_std)
-        both = fill_zeros(matrix, counts, self._imputer.noting(parts), return_std=return_std)
+        both = fill_zeros(matrix, counts, self._imputer.note_imputed(parts), return_std=return_std)
         return both if return_std else both[0]
 
     def transform(

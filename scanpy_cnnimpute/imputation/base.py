@@ -197,12 +197,12 @@ class Imputer(ArrayRecord, ABC):
             Also give standard deviations.
         """
 
-    def wanted(self, genes: np.ndarray | None) -> np.ndarray:
+    def imputable(self, genes: np.ndarray | None) -> np.ndarray:
         """Those of the given genes, or of all, that may be imputed by their status."""
         usable = ~np.isin(self.status[:, 0], (NOT_MODELLED, TOO_FEW_CELLS, NO_GAIN, NOT_SELECTED))
         return np.flatnonzero(usable) if genes is None else genes[usable[genes]]
 
-    def noting(self, predictions: Iterator[Imputed]) -> Iterator[Imputed]:
+    def note_imputed(self, predictions: Iterator[Imputed]) -> Iterator[Imputed]:
         """Pass predictions for the cells of the fit on, and note in `status` which genes are imputed."""
         for part in predictions:
             self.status[part.values.indices, 0] = IMPUTED
@@ -211,7 +211,7 @@ class Imputer(ArrayRecord, ABC):
     def sample(self, counts: sp.csr_array, dropout: Dropout) -> tuple[np.ndarray, list[Imputed]]:
         """Evenly spaced cells, and what is predicted for them: where not all cells are to be predicted."""
         rows = evenly_spaced(counts.shape[0], SAMPLE_CELLS)
-        return rows, list(self.noting(self.predict(counts[rows], dropout.take(rows))))
+        return rows, list(self.note_imputed(self.predict(counts[rows], dropout.take(rows))))
 
     @classmethod
     def check_std(cls, *, return_std: bool) -> None:

@@ -69,9 +69,9 @@ def dropout_prob(
         missing is what a deeper run would still count, that is 4,000 more molecules of the cell, or at most 1.65 times
         those that were counted.
     mask_var
-        Genes to write the layer for: a boolean column of `.var`, or a boolean array. The layer is 0 for the others, of
-        which the model, fitted to all genes, keeps speaking: :func:`~scanpy_cnnimpute.pp.cnn_impute` and
-        :func:`~scanpy_cnnimpute.get.dropout_prob` use the model there. Default: all.
+        Genes to write the layer for: a boolean column of `.var`, or a boolean array. The layer is 0 for the others.
+        The model is fitted to all genes: :func:`~scanpy_cnnimpute.pp.cnn_impute` and
+        :func:`~scanpy_cnnimpute.get.dropout_prob` use it for the others, too. Default: all.
     random_state
         Seed of the calibrated model.
     store

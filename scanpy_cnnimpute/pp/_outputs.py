@@ -48,7 +48,7 @@ def add_layers(
     n_imputed[:] = 0
 
     def counted() -> Iterator[Imputed]:
-        for part in imputer.noting(predictions):
+        for part in imputer.note_imputed(predictions):
             n_imputed[part.cells] = np.diff(part.values.indptr)
             yield part
 

@@ -331,7 +331,7 @@ class MoleculeImputer(Imputer):
     ) -> Iterator[Imputed]:
         """Posterior means of the zeros whose dropout probability exceeds the threshold; see :meth:`Imputer.predict`."""
         model, cells = _calibrated(dropout)
-        wanted = self.wanted(genes)
+        wanted = self.imputable(genes)
         layout = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
         correct = self._corrector(counts, model, cells, layout)
         logarithmic, threshold = self.estimate == "posterior_mean", self.settings.threshold

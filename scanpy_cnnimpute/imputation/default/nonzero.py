@@ -175,7 +175,7 @@ class NonzeroImputer(Imputer):
         return_std: bool = False,
     ) -> Iterator[Imputed]:
         """Counts of the zeros whose dropout probability exceeds the threshold; see :meth:`Imputer.predict`."""
-        wanted = self.wanted(genes)
+        wanted = self.imputable(genes)
         layout = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
         predicted = layout.target_position[layout.genes] >= 0
         size = int(np.clip(CALL_ENTRIES // max(layout.genes.size, 1), MIN_CALL, MAX_CALL))

@@ -203,7 +203,7 @@ class PaperImputer(Imputer):
                     parts.append((targets, self._predict(network, values, targets, chosen, missing)[0]))
             yield Imputed(cells=cells, values=_join(parts, (cells.size, counts.shape[1])))
 
-    def noting(self, predictions: Iterator[Imputed]) -> Iterator[Imputed]:
+    def note_imputed(self, predictions: Iterator[Imputed]) -> Iterator[Imputed]:
         """Pass predictions on: the status is known from the training."""
         return predictions
 
