@@ -219,7 +219,7 @@ def dense_reference(counts: np.ndarray, method: str, labels: np.ndarray) -> np.n
 def test_baselines_equal_the_dense_reference_in_any_blocks(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     adata = simulate(90, 70)
     counts = adata.X.toarray().astype(np.float64)
-    labels = adata.obs["type"].astype(object).to_numpy()
+    labels = adata.obs["type"].to_numpy(dtype=object, copy=True)
     labels[:7] = None  # a group of their own
     reference = dense_reference(counts, method, labels)
     estimates = metrics.baseline_estimates(counts, method, clusters=labels)

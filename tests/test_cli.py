@@ -186,7 +186,7 @@ def test_force_replaces_only_files_of_its_own_kind(
     assert output.is_fifo() == (kind == "pipe")
 
 
-@pytest.mark.filterwarnings("ignore:zarr v3 autosharding", "ignore:Consolidated metadata")
+@pytest.mark.filterwarnings("ignore:zarr v3", "ignore:Consolidated metadata", "ignore:This setting will be removed")
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_force_replaces_stores_of_both_formats(source: Path, tmp_path: Path, zarr_format: int) -> None:
     store = tmp_path / "a.zarr"
