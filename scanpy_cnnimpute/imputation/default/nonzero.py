@@ -62,6 +62,22 @@ class _Visible:
     moments: np.ndarray
     layout: GeneLayout
 
+    @classmethod
+    def of(
+        cls, residuals: sp.csr_array, depth: np.ndarray, lines: GeneLines, low_rank: LowRank, layout: GeneLayout
+    ) -> _Visible:
+        """Cells by their residuals, with their scores in the low rank."""
+        scores, moments = low_rank.scores(residuals)
+        return cls(
+            residuals=residuals,
+            depth=depth,
+            lines=lines,
+            low_rank=low_rank,
+            scores=scores,
+            moments=moments,
+            layout=layout,
+        )
+
 
 @dataclass(kw_only=True)
 class NonzeroImputer(Imputer):
@@ -280,7 +296,6 @@ class _Fit:
         residuals = lines.standardise(counts, depth)
         n_components = min(self.settings.n_components, max(counts.shape[0] // CELLS_PER_COMPONENT, MIN_COMPONENTS))
         low_rank = fit_low_rank(residuals, n_components, start=None if full is None else full.low_rank)
-        scores, moments = low_rank.scores(residuals)
         neighbours, correlations = correlated_genes(residuals[:, self.genes].toarray(), self.settings.n_top)
         position = positions_of(self.genes, counts.shape[1])
         layout = GeneLayout(
@@ -290,15 +305,7 @@ class _Fit:
             read_position=position,
             target_position=position,
         )
-        return _Visible(
-            residuals=residuals,
-            depth=depth,
-            lines=lines,
-            low_rank=low_rank,
-            scores=scores,
-            moments=moments,
-            layout=layout,
-        )
+        return _Visible.of(residuals, depth, lines, low_rank, layout)
 
     def _hide(self, hide: np.ndarray, full: _Visible) -> tuple[_Visible, sp.csr_array]:
         """Fit without some of the entries; also returns those, as log1p(counts)."""
@@ -383,16 +390,7 @@ def _describe(counts: sp.csr_array, lines: GeneLines, low_rank: LowRank, layout:
     depth = lines.depth(counts.sum(axis=1, dtype=np.float64))
     residuals = lines.standardise(counts, depth)
     with single_threaded_blas():
-        scores, moments = low_rank.scores(residuals)
-    return _Visible(
-        residuals=residuals,
-        depth=depth,
-        lines=lines,
-        low_rank=low_rank,
-        scores=scores,
-        moments=moments,
-        layout=layout,
-    )
+        return _Visible.of(residuals, depth, lines, low_rank, layout)
 
 
 def _inputs(visible: _Visible, rows: np.ndarray, features: np.ndarray) -> list[np.ndarray]:
