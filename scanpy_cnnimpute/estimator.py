@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from .dropout import DropoutModel
 
-ARRAYS = "arrays.npz"
 CALLER = "CNNImputer"
 
 
@@ -371,9 +370,6 @@ class CNNImputer:
             raise RuntimeError(msg)
         return self._imputer
 
-    def _fitted_kind(self) -> type[Imputer]:
-        return type(self._fitted())
-
     @classmethod
     def _from_saved(cls, description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         genes = [str(name) for name in description["genes"]]
@@ -464,7 +460,7 @@ class CNNImputer:
         capture_efficiency: float | np.ndarray | None,
     ) -> Dropout:
         """Dropout probabilities: those given, the model's, or 1 everywhere."""
-        if self._model is None or (dropout is not None and not self._fitted_kind().needs_calibrated):
+        if self._model is None or (dropout is not None and not self._fitted().needs_calibrated):
             return AllMissing(counts.shape[1]) if dropout is None else GivenProbabilities(dropout)
         known = clusters if self._model.needs_clusters else None
         told = self._capture_efficiency if capture_efficiency is None else capture_efficiency

@@ -16,7 +16,6 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 MIX_2 = np.uint64(0x94D049BB133111EB)
 SHIFT_30, SHIFT_27, SHIFT_31, SHIFT_11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
-ONE = np.uint64(1)
 TO_UNIT = 2.0**-53  # turns 53 random bits into a number in [0, 1)
 # Counts above this are split by the normal approximation, whose error there is below one molecule in a thousand.
 MAX_SINGLE_DRAWS = 1_000
