@@ -16,6 +16,7 @@ class ArraySpec:
     """What a field holds: its dtype and the names of its axes.
 
     `is_list`: a list of arrays of any shape. `is_column`: of use to the user, so that an AnnData shows it in `.obs`.
+    `is_optional`: the field may be None, and is then not stored.
     """
 
     dtype: str
@@ -23,6 +24,7 @@ class ArraySpec:
     is_list: bool = False
     is_column: bool = False
     may_be_nan: bool = False
+    is_optional: bool = False
 
     @property
     def axis(self) -> str | None:
@@ -30,19 +32,24 @@ class ArraySpec:
         return self.axes[0] if self.axes and self.axes[0] in {"cells", "genes"} else None
 
 
-def array(dtype: str, *axes: str, may_be_nan: bool = False) -> Any:
+def array(dtype: str, *axes: str, may_be_nan: bool = False, optional: bool = False) -> Any:
     """Declare an array field with these axes; without axes, a number. NaN stands for what is not known."""
-    return field(metadata={"spec": ArraySpec(dtype, axes, may_be_nan=may_be_nan)})
+    return _declared(ArraySpec(dtype, axes, may_be_nan=may_be_nan, is_optional=optional))
 
 
-def column(dtype: str) -> Any:
+def column(dtype: str, *, optional: bool = False) -> Any:
     """Declare one number per cell that an AnnData shows as a column of `.obs`."""
-    return field(metadata={"spec": ArraySpec(dtype, ("cells",), is_column=True)})
+    return _declared(ArraySpec(dtype, ("cells",), is_column=True, is_optional=optional))
 
 
 def array_list(dtype: str) -> Any:
     """Declare a field that is a list of arrays, such as the weights of a network."""
     return field(metadata={"spec": ArraySpec(dtype, is_list=True)})
+
+
+def _declared(spec: ArraySpec) -> Any:
+    metadata = {"spec": spec}
+    return field(default=None, metadata=metadata) if spec.is_optional else field(metadata=metadata)
 
 
 class ArrayRecord:
@@ -60,7 +67,7 @@ class ArrayRecord:
         chosen = {
             name: getattr(self, name)[index[spec.axis]]
             for name, spec in self.specs().items()
-            if spec.axis is not None and index[spec.axis] is not None
+            if spec.axis is not None and index[spec.axis] is not None and getattr(self, name) is not None
         }
         return replace(self, **chosen)  # type: ignore[type-var]
 
@@ -80,7 +87,7 @@ class ArrayRecord:
             value = getattr(self, name)
             if spec.is_list:
                 arrays |= {f"{name}_{position}": np.asarray(part) for position, part in enumerate(value)}
-            else:
+            elif value is not None:
                 arrays[name] = np.asarray(value)
         return arrays
 
@@ -107,6 +114,8 @@ class ArrayRecord:
             if spec.is_list:
                 numbered = (f"{name}_{position}" for position in range(len(arrays)))
                 values[name] = [_checked(key, arrays[key], spec, None) for key in numbered if key in arrays]
+                continue
+            if name not in arrays and spec.is_optional:
                 continue
             if name not in arrays:
                 msg = f"the array {name!r} is missing"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,14 @@ from . import _saved
 from ._anndata.counts import get_counts, raw_matrix
 from ._anndata.fingerprint import check_fingerprint
 from ._anndata.models import load_dropout_model, load_imputer, require_dropout_model, require_imputer
-from ._checks import check_number, check_seed, quote_some
+from ._checks import check_choice, check_number, check_seed, quote_some
 from ._labels import distinct_names
 from ._matrix import check_counts, check_probabilities, to_csr
 from .dropout import MODELS, AllMissing, Clusters, Dropout, GivenProbabilities, ModelledDropout, check_efficiency
-from .imputation import FitOptions, Imputed, Imputer, Targets, find_imputer, resolve_settings
-from .imputation.assemble import fill_zeros
+from .dropout.protocols import PROTOCOLS, find_protocol
+from .dropout.read_counts import CountType, resolve_count_type
+from .imputation import Entries, FitOptions, Imputed, Imputer, Targets, find_imputer, resolve_settings
+from .imputation.assemble import put_in
 from .imputation.backend import check_backend
 
 if TYPE_CHECKING:
@@ -41,9 +43,14 @@ class CNNImputer:
     estimate
         ``"posterior_mean"``, ``"expected_count"`` or ``"conditional"``; see :func:`~scanpy_cnnimpute.pp.cnn_impute`.
         Default: the first, or the last with ``preset="paper"`` or if :meth:`fit` is given dropout probabilities.
+    entries
+        ``"zeros"`` predicts probable dropouts, ``"all"`` denoises every entry.
     gate
         Leave genes as they are that the model predicts worse than the baselines on held-out molecules. Default: on
         with a calibrated model.
+    count_type
+        ``"umi"`` if molecules were counted, ``"reads"`` if reads were, for the calibrated model; ``"auto"`` decides
+        when it is fitted, see :func:`~scanpy_cnnimpute.pp.dropout_prob`.
     random_state
         Seed.
     verbose
@@ -84,23 +91,28 @@ class CNNImputer:
         *,
         preset: str = "default",
         estimate: str | None = None,
+        entries: Entries = "zeros",
         gate: bool | None = None,
+        count_type: CountType = "auto",
         random_state: int = 0,
         verbose: bool = True,
         **settings: Any,
     ) -> None:
-        kind = find_imputer(preset, estimate)
-        self.preset, self.estimate = preset, estimate
+        kind = find_imputer(preset, estimate, entries)
+        self.preset, self.estimate, self.entries = preset, estimate, entries
         self.gate = gate if gate is None else check_number("gate", gate, bool)
+        check_choice("count_type", count_type, get_args(CountType))
+        self.count_type: CountType = count_type
         self.random_state = check_seed(random_state)
         self.verbose = verbose
         self._overrides = settings
         # Without a stated estimate, settings of the conditional one are possible: fit() may be given probabilities.
-        able = kind if estimate is not None or kind.settings_type.has(settings) else find_imputer(preset, "conditional")
+        stated = estimate is not None or entries == "all" or kind.settings_type.has(settings)
+        able = kind if stated else find_imputer(preset, "conditional")
         resolve_settings(able, estimate or able.estimates[0], settings)
         self._imputer: Imputer | None = None
         self._model: DropoutModel | None = None
-        self._capture_efficiency: float | None = None
+        self._capture_efficiency: float | str | None = None
 
     def fit(
         self,
@@ -109,7 +121,7 @@ class CNNImputer:
         layer: str | None = None,
         dropout: Any = None,
         clusters: Sequence[Any] | None = None,
-        capture_efficiency: float | np.ndarray | None = None,
+        capture_efficiency: float | str | np.ndarray | None = None,
         genes: Sequence[str] | None = None,
     ) -> Self:
         """Fit the dropout model and train the networks.
@@ -126,8 +138,8 @@ class CNNImputer:
         clusters
             ``(n_cells,)`` names, for ``preset="paper"``; ``None`` among them leaves a cell out. Default: one cluster.
         capture_efficiency
-            Share of the molecules that was counted, for all cells or ``(n_cells,)``, for the calibrated model; see
-            :func:`~scanpy_cnnimpute.pp.dropout_prob`.
+            Share of the molecules that was counted, for all cells or ``(n_cells,)``, or the name of a protocol, for the
+            calibrated model; see :func:`~scanpy_cnnimpute.pp.dropout_prob`.
         genes
             ``(n_genes,)`` names. Default: those of the AnnData, else positions.
 
@@ -156,7 +168,7 @@ class CNNImputer:
         layer: str | None = None,
         dropout: Any = None,
         clusters: Sequence[Any] | None = None,
-        capture_efficiency: float | np.ndarray | None = None,
+        capture_efficiency: float | str | np.ndarray | None = None,
         genes: Sequence[str] | None = None,
         return_std: bool = False,
     ) -> Any:
@@ -178,7 +190,9 @@ class CNNImputer:
         kind.check_std(return_std=return_std)
         self._imputer = kind.fit(counts, source, options)
         parts = self._imputer.predict(counts, source, clusters=options.clusters, return_std=return_std)
-        both = fill_zeros(matrix, counts, self._imputer.note_imputed(parts), return_std=return_std)
+        both = put_in(
+            matrix, counts, self._imputer.note_imputed(parts), dense=kind.entries == "all", return_std=return_std
+        )
         return both if return_std else both[0]
 
     def transform(
@@ -188,7 +202,7 @@ class CNNImputer:
         layer: str | None = None,
         dropout: Any = None,
         clusters: Sequence[Any] | None = None,
-        capture_efficiency: float | np.ndarray | None = None,
+        capture_efficiency: float | str | np.ndarray | None = None,
         genes: Sequence[str] | None = None,
         return_std: bool = False,
     ) -> Any:
@@ -216,10 +230,10 @@ class CNNImputer:
 
         Returns
         -------
-        The counts with the missing entries predicted: dense if the counts are dense, else CSR. Observed counts are
-        bit-identical; the dtype is that of the counts, or the floating point type that holds its values and float32.
-        With ``return_std=True`` a pair: these and, dense or CSR, the standard deviations of the predicted entries, 0
-        elsewhere, float32.
+        The counts with the missing entries predicted: dense if the counts are dense, else CSR; with ``entries="all"``
+        dense. If zeros are predicted, observed counts are bit-identical. The dtype is that of the counts, or the
+        floating point type that holds its values and float32. With ``return_std=True`` a pair: these and, dense or CSR,
+        the standard deviations of the predicted entries, 0 elsewhere, float32.
 
         Raises
         ------
@@ -230,7 +244,8 @@ class CNNImputer:
         """
         imputer = self._fitted()
         imputer.check_std(return_std=return_std)
-        _refuse_unused(type(imputer), None if self._model is None else type(self._model), capture_efficiency)
+        fitted = None if self._model is None else type(self._model)
+        _refuse_unused(type(imputer), fitted, capture_efficiency=capture_efficiency)
         check_backend()
         matrix, counts, names = _read(X, layer, genes)
         given = isinstance(X, AnnData) or genes is not None
@@ -240,7 +255,8 @@ class CNNImputer:
         codes = None if clusters is None else _clusters(clusters, counts.shape[0], allow_none=True)
         source = self._dropout(aligned, _columns(dropout, counts.shape, order), codes, capture_efficiency)
         parts = imputer.predict(aligned, source, clusters=codes, return_std=return_std)
-        both = fill_zeros(matrix, counts, _reordered(parts, order), return_std=return_std)
+        dense = imputer.entries == "all"
+        both = put_in(matrix, counts, _reordered(parts, order), dense=dense, return_std=return_std)
         return both if return_std else both[0]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -264,6 +280,7 @@ class CNNImputer:
         description = {
             "preset": imputer.preset,
             "estimate": imputer.estimate,
+            "entries": imputer.entries,
             "settings": imputer.settings.as_dict(),
             "random_state": self.random_state,
             "genes": self.genes_,
@@ -338,7 +355,8 @@ class CNNImputer:
             model, _ = load_dropout_model(adata, dropout_key)
         loaded = cls._from_fitted(imputer, model, list(adata.var_names.astype(str)), int(params["random_state"]))
         told = adata.uns[params["dropout_key"]]["params"].get("capture_efficiency") if model is not None else None
-        loaded._capture_efficiency = None if isinstance(told, str) else told
+        of_cells = isinstance(told, str) and (told in adata.obs or find_protocol(told) is None)
+        loaded._capture_efficiency = None if of_cells else told
         return loaded
 
     @property
@@ -361,7 +379,7 @@ class CNNImputer:
         """The settings that are, or would be, used."""
         if self._imputer is not None:
             return self._imputer.settings
-        kind = find_imputer(self.preset, self.estimate)
+        kind = find_imputer(self.preset, self.estimate, self.entries)
         return resolve_settings(kind, self.estimate or kind.estimates[0], self._overrides)
 
     def _fitted(self) -> Imputer:
@@ -373,7 +391,7 @@ class CNNImputer:
     @classmethod
     def _from_saved(cls, description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         genes = [str(name) for name in description["genes"]]
-        kind = find_imputer(description["preset"], description["estimate"])
+        kind = find_imputer(description["preset"], description["estimate"], description.get("entries", "zeros"))
         settings = kind.settings_type.from_overrides(description["settings"])
         sizes = {"genes": len(genes)}
         history = description["history"]
@@ -403,7 +421,12 @@ class CNNImputer:
     @classmethod
     def _from_fitted(cls, imputer: Imputer, model: DropoutModel | None, genes: list[str], random_state: int) -> Self:
         loaded = cls(
-            preset=imputer.preset, estimate=imputer.estimate, random_state=random_state, **imputer.settings.as_dict()
+            preset=imputer.preset,
+            estimate=imputer.estimate,
+            entries=imputer.entries,
+            count_type=getattr(model, "count_type", "auto"),
+            random_state=random_state,
+            **imputer.settings.as_dict(),
         )
         loaded._imputer, loaded._model, loaded.genes_ = imputer, model, genes
         return loaded
@@ -414,29 +437,37 @@ class CNNImputer:
         names: list[str],
         dropout: Any,
         clusters: Sequence[Any] | None,
-        capture_efficiency: float | np.ndarray | None,
+        capture_efficiency: float | str | np.ndarray | None,
     ) -> tuple[type[Imputer], FitOptions, Dropout]:
         """The imputer, its options, and the dropout probabilities of the cells."""
         check_backend()
-        kind = find_imputer(self.preset, self.estimate)
+        kind = find_imputer(self.preset, self.estimate, self.entries)
         if kind.needs_calibrated and dropout is not None:
-            if self.estimate is not None:
-                msg = (
-                    f"estimate={self.estimate!r} needs the calibrated model: leave dropout= out, or take 'conditional'."
-                )
+            if self.estimate is not None or self.entries == "all":
+                asked = "entries='all'" if self.estimate is None else f"estimate={self.estimate!r}"
+                msg = f"{asked} needs the calibrated model: leave dropout= out, or take 'conditional'."
                 raise ValueError(msg)
             kind = find_imputer(self.preset, "conditional")
         estimate = self.estimate or kind.estimates[0]
         settings = resolve_settings(kind, estimate, self._overrides)
         grouped = Clusters.single(counts.shape[0]) if clusters is None else _clusters(clusters, counts.shape[0])
         fitted = MODELS[kind.dropout_model] if dropout is None else None
-        _refuse_unused(kind, fitted, capture_efficiency)
+        _refuse_unused(kind, fitted, capture_efficiency=capture_efficiency)
+        _refuse_unused(kind, fitted, count_type=None if self.count_type == "auto" else self.count_type)
         self._imputer, self._model, self.genes_ = None, None, names
         # A number is a property of the protocol, an array one of these cells.
         self._capture_efficiency = None if isinstance(capture_efficiency, np.ndarray | list) else capture_efficiency
         if fitted is not None:
-            efficiency = _efficiency(capture_efficiency, counts)
-            fit = fitted.fit(counts, clusters=grouped, capture_efficiency=efficiency, random_state=self.random_state)
+            efficiency, count_type = _efficiency(capture_efficiency, counts), self.count_type
+            if fitted.counts_molecules:
+                count_type = resolve_count_type(counts, self.count_type, caller=CALLER)
+            fit = fitted.fit(
+                counts,
+                clusters=grouped,
+                capture_efficiency=efficiency,
+                count_type=count_type,
+                random_state=self.random_state,
+            )
             self._model = fit.model
             source: Dropout = ModelledDropout(counts, fit.model, fit.cells)
         else:
@@ -457,7 +488,7 @@ class CNNImputer:
         counts: sp.csr_array,
         dropout: Any,
         clusters: Clusters | None,
-        capture_efficiency: float | np.ndarray | None,
+        capture_efficiency: float | str | np.ndarray | None,
     ) -> Dropout:
         """Dropout probabilities: those given, the model's, or 1 everywhere."""
         if self._model is None or (dropout is not None and not self._fitted().needs_calibrated):
@@ -488,14 +519,15 @@ def _read(X: Any, layer: str | None, genes: Sequence[str] | None) -> tuple[Any, 
     return matrix, counts, names
 
 
-def _refuse_unused(kind: type[Imputer], model: type[DropoutModel] | None, capture_efficiency: Any) -> None:
-    """Refuse a capture efficiency that would be ignored."""
-    if capture_efficiency is not None and (model is None or not model.takes_capture_efficiency):
-        msg = (
-            f"capture_efficiency={capture_efficiency!r} is a parameter of the calibrated dropout model, which is "
-            f"not fitted with preset={kind.preset!r} or if dropout= is given: leave it out."
-        )
-        raise ValueError(msg)
+def _refuse_unused(kind: type[Imputer], model: type[DropoutModel] | None, **given: Any) -> None:
+    """Refuse a parameter of the calibrated model that would be ignored."""
+    for name, value in given.items():
+        if value is not None and (model is None or not model.counts_molecules):
+            msg = (
+                f"{name}={value!r} is a parameter of the calibrated dropout model, which is not fitted with "
+                f"preset={kind.preset!r} or if dropout= is given: leave it out."
+            )
+            raise ValueError(msg)
 
 
 def _align(names: list[str] | None, n_genes: int, trained: list[str]) -> np.ndarray:
@@ -546,9 +578,15 @@ def _columns(dropout: Any, shape: tuple[int, int], order: np.ndarray | None) -> 
     return matrix if order is None else matrix[:, order]
 
 
-def _efficiency(capture_efficiency: float | np.ndarray | None, counts: sp.csr_array) -> np.ndarray | None:
+def _efficiency(capture_efficiency: float | str | np.ndarray | None, counts: sp.csr_array) -> np.ndarray | None:
     if capture_efficiency is None:
         return None
+    if isinstance(capture_efficiency, str):
+        protocol = find_protocol(capture_efficiency)
+        if protocol is None:
+            msg = f"capture_efficiency={capture_efficiency!r} is not known. Available: {list(PROTOCOLS)}."
+            raise KeyError(msg)
+        capture_efficiency = protocol.efficiency
     given = np.asarray(capture_efficiency, dtype=np.float64)
     if given.shape not in {(), counts.shape[:1]}:
         msg = f"capture_efficiency has shape {given.shape}, expected a number or ({counts.shape[0]},)."

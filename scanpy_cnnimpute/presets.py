@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 MAX_TOP = 1_000  # correlated genes of a target: far more than help, and few enough to be stored
+MAX_DEPTH = 1e12  # counts of a cell: far more than any, and within single precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,10 @@ class Settings:
     @classmethod
     def from_overrides(cls, overrides: Mapping[str, Any]) -> Self:
         """The preset's values with the overrides that are not None, as plain Python numbers."""
-        kinds = {field.name: {"float": float, "int": int, "bool": bool}[str(field.type)] for field in fields(cls)}
+        kinds = {
+            field.name: {"float": float, "int": int, "bool": bool}[str(field.type).removesuffix(" | None")]
+            for field in fields(cls)
+        }
         given = {name: check_number(name, value, kinds[name]) for name, value in overrides.items() if value is not None}
         return cls(**given)
 
@@ -47,21 +51,41 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DefaultSettings(Settings):
-    """Settings of the default preset; tuned on recovered and masked figures of real counts (benchmarks/accuracy)."""
+class NetworkSettings(Settings):
+    """Settings of the default preset's network; tuned on recovered and masked figures (benchmarks/accuracy)."""
 
-    threshold: float = 0.01  # rarer dropouts stay 0, which keeps sparse data sparse
     n_top: int = 5  # the paper's number of inputs for each target
     n_steps: int = 300
     learning_rate: float = 1e-2
 
     def __post_init__(self) -> None:
         self._check(
-            threshold=(0 <= self.threshold < 1, "0 <= threshold < 1"),
             n_top=(1 <= self.n_top <= MAX_TOP, f"1 to {MAX_TOP}"),
             n_steps=(self.n_steps >= 1, "at least 1"),
             learning_rate=(self.learning_rate > 0, "above 0"),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefaultSettings(NetworkSettings):
+    """Settings of the default preset for zeros."""
+
+    threshold: float = 0.01  # rarer dropouts stay 0, which keeps sparse data sparse
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(threshold=(0 <= self.threshold < 1, "0 <= threshold < 1"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisedSettings(NetworkSettings):
+    """Settings of the default preset for all entries."""
+
+    depth: float | None = None  # the cell's own library size
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(depth=(self.depth is None or 0 < self.depth < MAX_DEPTH, f"above 0 and below {MAX_DEPTH:g}"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,7 +135,7 @@ def new_model() -> type[DropoutModel]:
         name: ClassVar[str] = "zero_share"
         cells_type: ClassVar[type[ArrayRecord]] = Cells
         needs_clusters: ClassVar[bool] = False
-        takes_capture_efficiency: ClassVar[bool] = False
+        counts_molecules: ClassVar[bool] = False
         detected: np.ndarray = array("f4", "genes")
 
         @classmethod

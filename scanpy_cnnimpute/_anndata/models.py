@@ -15,6 +15,8 @@ from .fingerprint import check_fingerprint, fingerprint_keys
 from .results import written_by
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from anndata import AnnData
     from scipy.sparse import csr_array
 
@@ -36,16 +38,28 @@ def _place(spec: ArraySpec) -> str | None:
     return "varm" if spec.axis == "genes" else None
 
 
-def _record_keys(key: str, record: type[ArrayRecord]) -> list[tuple[str, str]]:
-    placed = [(_place(spec), f"{key}_{name}") for name, spec in record.specs().items()]
-    return [(place, name) for place, name in placed if place is not None]
+def _record_keys(key: str, record: type[ArrayRecord], written: Collection[str] | None = None) -> list[tuple[str, str]]:
+    """Attributes and keys that a record takes; optional ones only if they were written, unless None."""
+    placed = [(_place(spec), f"{key}_{name}", spec.is_optional) for name, spec in record.specs().items()]
+    return [
+        (place, name)
+        for place, name, is_optional in placed
+        if place is not None and (not is_optional or written is None or f"{place}:{name}" in written)
+    ]
 
 
-def dropout_keys(key: str, model: str | None = None) -> list[tuple[str, str]]:
-    """Attributes and keys that a dropout model takes besides its layer and record; default: any model."""
+def dropout_keys(key: str, model: str | None = None, written: Collection[str] | None = None) -> list[tuple[str, str]]:
+    """Attributes and keys that a dropout model takes besides its layer and record; default: may take, of any model."""
     models = MODELS.values() if model is None else [MODELS[model]]
-    keys = [pair for each in models for record in (each, each.cells_type) for pair in _record_keys(key, record)]
+    records = [record for each in models for record in (each, each.cells_type)]
+    keys = [pair for record in records for pair in _record_keys(key, record, written)]
     return list(dict.fromkeys([*keys, *fingerprint_keys(key)]))
+
+
+def _keys_of_stored(adata: AnnData, key: str) -> list[tuple[str, str]]:
+    """Attributes and keys of the dropout model that was stored under this key."""
+    record = adata.uns[key]
+    return dropout_keys(key, record["params"]["model"], set(record["written"]))
 
 
 def imputer_keys(key: str) -> list[tuple[str, str]]:
@@ -67,10 +81,10 @@ def add_record(results: Results, key: str, record: ArrayRecord) -> dict[str, Any
 
 
 def _read_record(adata: AnnData, key: str, kind: type[ArrayRecord], stored: dict[str, Any], **others: Any) -> Any:
-    arrays = dict(stored)
+    arrays, there = dict(stored), _record_keys(key, kind, set(adata.uns[key]["written"]))
     for name, spec in kind.specs().items():
         place = _place(spec)
-        if place is not None:
+        if place is not None and (place, f"{key}_{name}") in there:
             value = np.asarray(getattr(adata, place)[f"{key}_{name}"])
             arrays[name] = value[:, 0] if len(spec.axes) == 1 and value.ndim > 1 else value
     try:
@@ -86,8 +100,8 @@ def has_dropout_model(adata: AnnData, key: str) -> bool:
     """Whether a complete dropout model is stored under this key."""
     if written_by(adata, key) != DROPOUT_FUNCTION or "arrays" not in adata.uns[key]:
         return False
-    model = adata.uns[key]["params"]["model"]
-    return model in MODELS and all(name in getattr(adata, place) for place, name in dropout_keys(key, model))
+    known = adata.uns[key]["params"]["model"] in MODELS
+    return known and all(name in getattr(adata, place) for place, name in _keys_of_stored(adata, key))
 
 
 def stored_models(adata: AnnData) -> list[str]:
@@ -100,7 +114,7 @@ def require_dropout_model(adata: AnnData, key: str) -> None:
     if not has_dropout_model(adata, key):
         lost = ""
         if written_by(adata, key) == DROPOUT_FUNCTION and "arrays" in adata.uns[key]:
-            lost = _lost(adata, dropout_keys(key, adata.uns[key]["params"]["model"]))
+            lost = _lost(adata, _keys_of_stored(adata, key))
         there = stored_models(adata)
         msg = f"No dropout model is stored under {key!r}. Stored: {there}.{lost} Run pp.dropout_prob first."
         raise KeyError(msg)
@@ -149,7 +163,7 @@ def _imputer_places(adata: AnnData, key: str) -> list[tuple[str, str]] | None:
     if written_by(adata, key) != IMPUTE_FUNCTION or "arrays" not in adata.uns[key]:
         return None
     params = adata.uns[key]["params"]
-    keys = _record_keys(key, find_imputer(params["preset"], params["estimate"]))
+    keys = _record_keys(key, find_imputer(params["preset"], params["estimate"], params.get("entries", "zeros")))
     return keys if "built_on" in adata.uns[key]["fingerprint"] else keys + fingerprint_keys(key)
 
 
@@ -170,8 +184,8 @@ def load_imputer(adata: AnnData, key: str) -> Imputer:
     """The stored imputer of a (possibly subset) AnnData."""
     record = adata.uns[key]
     params = record["params"]
-    kind = find_imputer(params["preset"], params["estimate"])
-    settings = kind.settings_type.from_overrides({name: params[name] for name in kind.settings_type.names()})
+    kind = find_imputer(params["preset"], params["estimate"], params.get("entries", "zeros"))
+    settings = kind.settings_type.from_overrides({name: params.get(name) for name in kind.settings_type.names()})
     return _read_record(adata, key, kind, record["arrays"], settings=settings, estimate=params["estimate"])
 
 

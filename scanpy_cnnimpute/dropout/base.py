@@ -95,8 +95,8 @@ class DropoutModel(ArrayRecord, ABC):
     """What a description of cells is made of; it has ``library_size``, ``(n_cells,)`` total counts."""
     needs_clusters: ClassVar[bool]
     """Whether the model is fitted in clusters. Otherwise they serve reports alone."""
-    takes_capture_efficiency: ClassVar[bool]
-    """Whether the share of the molecules that was counted is a parameter."""
+    counts_molecules: ClassVar[bool]
+    """Whether molecules are modelled, so that the share that was counted and the type of the counts are parameters."""
     gain: np.ndarray | None = None
     """``(n_genes,)`` gain on held-out molecules in standard errors; None for models that do not know it."""
 
@@ -112,6 +112,7 @@ class DropoutModel(ArrayRecord, ABC):
         *,
         clusters: Clusters | None,
         capture_efficiency: np.ndarray | None,
+        count_type: str,
         random_state: int,
     ) -> DropoutFit:
         """Fit the model to all cells or a bounded draw of them, and describe all cells.
@@ -123,7 +124,9 @@ class DropoutModel(ArrayRecord, ABC):
         clusters
             Clusters of the cells, if the model needs them.
         capture_efficiency
-            ``(n_cells,)`` share of the molecules that was counted, if the model takes it.
+            ``(n_cells,)`` share of the molecules that was counted, if the model counts molecules.
+        count_type
+            ``"umi"`` for molecules or ``"reads"``; the same to models that do not count molecules.
         random_state
             Seed.
         """

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from .base import Imputed
 
 
-def fill_zeros(
-    matrix: Any, counts: sp.csr_array, predictions: Iterable[Imputed], *, return_std: bool = False
+def put_in(
+    matrix: Any, counts: sp.csr_array, predictions: Iterable[Imputed], *, dense: bool = False, return_std: bool = False
 ) -> tuple[Any, Any]:
-    """A copy of the counts with predictions at zeros, and the standard deviations of these.
+    """A copy of the counts with predictions in it, and the standard deviations of these.
 
     Parameters
     ----------
@@ -26,15 +26,17 @@ def fill_zeros(
     counts
         The same as a canonical CSR array.
     predictions
-        Blocks of cells; cells in none stay as they are.
+        Blocks of cells; cells in none stay as they are. Those of sparse results have values at zeros alone.
+    dense
+        Make the results dense: predictions of all entries leave no zeros.
     return_std
         Also put the standard deviations together.
 
     Returns
     -------
     Two matrices, dense if `matrix` is dense, else CSR, a matrix or an array like `matrix`. The dtype of the first holds
-    both the counts and float32; observed counts are bit-identical. The second is float32 and 0 elsewhere; ``None``
-    without `return_std`.
+    both the counts and float32; counts without a prediction are bit-identical. The second is float32 and 0 elsewhere;
+    ``None`` without `return_std`.
     """
     dtype = np.result_type(matrix.dtype, np.float32)
     spread: list[_Part] = []
@@ -45,8 +47,8 @@ def fill_zeros(
                 spread.append(_Part(part.cells, part.deviation))
             yield part
 
-    if isinstance(matrix, np.ndarray):
-        filled = _fill_dense(matrix, dtype, kept())
+    if dense or isinstance(matrix, np.ndarray):
+        filled = _fill_dense(matrix.toarray() if sp.issparse(matrix) else matrix, dtype, kept())
         return filled, _spread_dense(spread, counts.shape) if return_std else None
     kind = sp.csr_matrix if isinstance(matrix, sp.spmatrix) else sp.csr_array
     sparse = kind(_fill_sparse(counts, dtype, kept()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from ..dropout import Clusters, Dropout, DropoutModel
     from ..presets import Settings
+
+Entries = Literal["zeros", "all"]
 
 IMPUTERS: list[type[Imputer]] = []
 """The imputers. One registers itself when its class is defined."""
@@ -124,7 +126,7 @@ class Imputed:
     cells
         Positions of the cells.
     values
-        ``(cells.size, n_genes)`` float32 CSR array of the predictions; only zeros of the counts have one.
+        ``(cells.size, n_genes)`` float32 CSR array of the predictions. An entry of the counts that has none stays.
     deviation
         The standard deviations of the same entries, if asked for.
     """
@@ -142,6 +144,8 @@ class Imputer(ArrayRecord, ABC):
     """
 
     preset: ClassVar[str]
+    entries: ClassVar[Entries] = "zeros"
+    """``"zeros"`` or ``"all"``: the entries that are predicted."""
     estimates: ClassVar[tuple[str, ...]]
     settings_type: ClassVar[type[Settings]]
     std_units: ClassVar[str | None] = None
@@ -244,22 +248,21 @@ def presets() -> list[str]:
     return list(dict.fromkeys(imputer.preset for imputer in IMPUTERS))
 
 
-def estimates(preset: str) -> list[str]:
-    """Names of a preset's estimates, the recommended one first."""
-    return [estimate for imputer in IMPUTERS if imputer.preset == preset for estimate in imputer.estimates]
-
-
-def find_imputer(preset: str, estimate: str | None = None) -> type[Imputer]:
-    """The imputer of a preset for an estimate; default: the first estimate."""
+def find_imputer(preset: str, estimate: str | None = None, entries: str = "zeros") -> type[Imputer]:
+    """The imputer of a preset for some entries and an estimate; default: the first estimate, the recommended one."""
     check_choice("preset", preset, presets())
-    available = estimates(preset)
-    name = available[0] if estimate is None else estimate
-    everywhere = list(dict.fromkeys(each for other in presets() for each in estimates(other)))
-    check_choice("estimate", name, everywhere)
-    if name not in available:
-        msg = f"estimate={name!r} is not one of preset={preset!r}, which has {available}."
+    check_choice("entries", entries, get_args(Entries))
+    if estimate is not None:
+        check_choice("estimate", estimate, dict.fromkeys(name for kind in IMPUTERS for name in kind.estimates))
+    of_preset = [imputer for imputer in IMPUTERS if imputer.preset == preset]
+    able = [imputer for imputer in of_preset if imputer.entries == entries]
+    found = [imputer for imputer in able if estimate is None or estimate in imputer.estimates]
+    if not found:
+        has = "; ".join(f"entries={kind.entries!r}, estimate in {list(kind.estimates)}" for kind in of_preset)
+        what = f"entries={entries!r}" if not able else f"estimate={estimate!r}"
+        msg = f"{what} is not one of preset={preset!r}, which has {has}."
         raise ValueError(msg)
-    return next(imputer for imputer in IMPUTERS if imputer.preset == preset and name in imputer.estimates)
+    return found[0]
 
 
 def resolve_settings(imputer: type[Imputer], estimate: str, overrides: dict[str, Any]) -> Settings:
@@ -269,12 +272,13 @@ def resolve_settings(imputer: type[Imputer], estimate: str, overrides: dict[str,
         if value is None or name in names:
             continue
         owners = [
-            f"preset={other.preset!r}, estimate in {list(other.estimates)}"
+            f"preset={other.preset!r}, entries={other.entries!r}, estimate in {list(other.estimates)}"
             for other in IMPUTERS
             if name in other.settings_type.names()
         ]
         msg = (
-            f"{name}={value!r} is not a setting of preset={imputer.preset!r}, estimate={estimate!r}, which has "
+            f"{name}={value!r} is not a setting of preset={imputer.preset!r}, entries={imputer.entries!r}, "
+            f"estimate={estimate!r}, which has "
             f"{sorted(names)}; it is one of {owners or 'none'}."
         )
         raise ValueError(msg)

@@ -9,10 +9,14 @@ from .._anndata.fingerprint import add_fingerprint
 from .._anndata.models import IMPUTE_FUNCTION, add_record, imputer_keys
 from .._anndata.results import Results
 from .._anndata.selection import selected_genes
+from .._checks import check_choice
 from .._threads import check_n_jobs, limit_keras, limited_threads
 from ..dropout import ModelledDropout
+from ..dropout.read_counts import CountType  # noqa: TC001 - the command line reads its choices
+from ..imputation import Entries  # noqa: TC001 - the command line reads its choices
 from ._dropout_prob import Store  # noqa: TC001 - the command line reads its choices
-from ._outputs import add_layers, history_table, report, status_table, summary_table
+from ._outputs import add_layers, history_table, status_table, summary_table
+from ._report import report
 from ._request import ImputeRequest, choose
 from ._sources import dropout_of, fit_options
 
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from anndata import AnnData
 
+DEFAULT_KEYS = {"zeros": "cnn_imputed", "all": "cnn_denoised"}
 MAX_LAYER_BYTES = 2**32  # 4 GiB: the result that is asked for, on a machine of 16 GB
 
 
@@ -30,6 +35,8 @@ def cnn_impute(
     layer: str | None = None,
     dropout_key: str = "dropout_prob",
     cluster_key: str | None = None,
+    count_type: CountType = "auto",
+    entries: Entries = "zeros",
     estimate: str | None = None,
     gate: bool | None = None,
     mask_var: str | np.ndarray | None = None,
@@ -40,6 +47,7 @@ def cnn_impute(
     n_top: int | None = None,
     learning_rate: float | None = None,
     n_steps: int | None = None,
+    depth: float | None = None,
     n_components: int | None = None,
     n_folds: int | None = None,
     n_targets: int | None = None,
@@ -50,7 +58,7 @@ def cnn_impute(
     patience: int | None = None,
     validation_fraction: float | None = None,
     random_state: int = 0,
-    key_added: str = "cnn_imputed",
+    key_added: str | None = None,
     n_jobs: int | None = None,
     verbose: bool = True,
     copy: bool = False,
@@ -75,12 +83,19 @@ def cnn_impute(
         Column of `.obs` with clusters. The default preset needs none; if they are given, the summary has a row for
         each. The paper's preset trains networks in each: by default in the clusters of the dropout model; for a dropout
         layer of your own in ``"cnn_cluster"`` if it is there, else in all cells together.
+    count_type
+        Whether molecules or reads were counted, for a calibrated dropout model that is fitted on the way; see
+        :func:`~scanpy_cnnimpute.pp.dropout_prob`. Observed reads stay as they are, and zeros are filled with reads.
+    entries
+        ``"zeros"`` predicts probable dropouts and leaves observed counts as they are. ``"all"`` denoises: every entry
+        becomes its posterior mean given its own count, with the same dropout model and network.
     estimate
         ``"posterior_mean"``: the expected value of a zero, given the molecules that its dropout probability implies,
         corrected by the network, on the scale of log1p(CP10k); for log-normalised data. ``"expected_count"``: the same
         on the scale of counts, which is larger; for sums over cells. Both need a calibrated dropout model.
         ``"conditional"``: what the network predicts a count to be if it is not zero. Default: the first where it is
-        possible, else the last.
+        possible, else the last. With ``entries="all"`` the first is the mean of log1p(CP10k) of new counts of the entry
+        at library size `depth`, turned back into counts, the second the mean count.
     gate
         Leave a gene as it is, in all cells, if its held-out molecules were predicted worse than by the gene's mean and
         worse than by zeros, by more than five standard errors each. Default: on with a calibrated model, off with
@@ -105,6 +120,9 @@ def cnn_impute(
         Adam's learning rate (default: 1e-2 at the first step; paper: 1e-4).
     n_steps
         Default only: batches that the network is trained on (300).
+    depth
+        Denoising only: library size at which the mean of the logarithm is taken; the smaller, the fainter are small
+        values. The layer is at the library size of the cell all the same. Default: that of the cell.
     n_components
         Conditional only: most components of the low rank; fewer for fewer than ten cells each (30).
     n_folds
@@ -126,7 +144,7 @@ def cnn_impute(
     random_state
         Seed of the networks, and of a dropout model that is fitted on the way.
     key_added
-        Key of the results.
+        Key of the results. Default: ``"cnn_imputed"`` or, with ``entries="all"``, ``"cnn_denoised"``.
     n_jobs
         Threads of numba, BLAS and TensorFlow, which takes their number in its first call only. Default: one per core.
     verbose
@@ -142,7 +160,8 @@ def cnn_impute(
     ``.layers[key_added]``
         ``(n_obs, n_vars)`` counts, the unit of the input, if `store` says so: observed counts bit-identical, dropouts
         predicted. CSR if the input is sparse, else dense; float32 where that holds the counts of the input, else
-        float64. Normalise it with the library sizes of the observed counts.
+        float64. With ``entries="all"`` all entries of imputed genes are predicted, and it is dense. Normalise it with
+        the library sizes of the observed counts.
     ``.layers[f"{key_added}_std"]``
         With ``return_std=True``: ``(n_obs, n_vars)`` float32 standard deviations at the imputed entries, 0 elsewhere:
         of log1p(counts) around the conditional estimate, else of log1p(CP10k).
@@ -181,23 +200,27 @@ def cnn_impute(
     """
     check_adata(adata, caller=IMPUTE_FUNCTION)
     n_jobs = check_n_jobs(n_jobs)
+    default_key = DEFAULT_KEYS[check_choice("entries", entries, DEFAULT_KEYS)]
     request = ImputeRequest(
         preset=preset,
         layer=layer,
         dropout_key=dropout_key,
         cluster_key=cluster_key,
+        count_type=count_type,
+        entries=entries,
         estimate=estimate,
         gate=gate,
         return_std=return_std,
         store=store,
         max_layer_bytes=max_layer_bytes,
         random_state=random_state,
-        key_added=key_added,
+        key_added=default_key if key_added is None else key_added,
         settings={
             "threshold": threshold,
             "n_top": n_top,
             "learning_rate": learning_rate,
             "n_steps": n_steps,
+            "depth": depth,
             "n_components": n_components,
             "n_folds": n_folds,
             "n_targets": n_targets,
@@ -240,4 +263,4 @@ def _impute(adata: AnnData, request: ImputeRequest, selected: np.ndarray, *, ver
         record["fingerprint"] = add_fingerprint(results, key, adata, counts, params, built_on=fitted_to)
         record["fingerprint"]["has_own_layer"] = dropout.has_layer
     results.write(record, params)
-    report(imputer, n_imputed, counts)
+    report(imputer, n_imputed, counts, options.clusters)

@@ -1,4 +1,4 @@
-"""What ``pp.cnn_impute`` writes: layers, tables, and what it says in the log."""
+"""What ``pp.cnn_impute`` writes: layers and tables."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import scipy.sparse as sp
 from .._anndata.results import column_names
 from .._logging import logger
 from ..imputation import STATUSES
-from ..imputation.assemble import fill_zeros
-from ..imputation.base import IMPUTED, MIN_CELLS, TOO_FEW_CELLS
+from ..imputation.assemble import put_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +40,7 @@ def add_layers(
     """
     key, n_imputed = request.key_added, np.full(counts.shape[0], -1, dtype=np.int64)
     rows, sample = _sample_if_large(matrix, counts, imputer, dropout, request)
-    if sample is not None and not _fits(matrix, counts, rows, sample, request):
+    if sample is not None and not _fits(matrix, counts, imputer, rows, sample, request):
         for part in sample:
             n_imputed[rows[part.cells]] = np.diff(part.values.indptr)
         return n_imputed, False
@@ -52,16 +51,18 @@ def add_layers(
             n_imputed[part.cells] = np.diff(part.values.indptr)
             yield part
 
-    imputed, deviation = fill_zeros(matrix, counts, counted(), return_std=request.return_std)
+    dense = imputer.entries == "all"
+    imputed, deviation = put_in(matrix, counts, counted(), dense=dense, return_std=request.return_std)
     results.add("layers", key, imputed)
     if request.return_std:
         results.add("layers", f"{key}_std", deviation)
     return n_imputed, True
 
 
-def _entry_bytes(matrix: Any) -> int:
+def _entry_bytes(matrix: Any, imputer: Imputer) -> int:
     """Bytes of an entry of the layer, with its index if it is sparse."""
-    return np.result_type(matrix.dtype, np.float32).itemsize + (4 if sp.issparse(matrix) else 0)
+    sparse = sp.issparse(matrix) and imputer.entries == "zeros"
+    return np.result_type(matrix.dtype, np.float32).itemsize + (4 if sparse else 0)
 
 
 def _sample_if_large(
@@ -69,21 +70,28 @@ def _sample_if_large(
 ) -> tuple[np.ndarray, list[Imputed] | None]:
     """Predictions for some cells, if layers are not asked for or might be too large; otherwise none."""
     asked = request.store == "layer" or not imputer.is_stored
-    most = counts.shape[0] * counts.shape[1] * _entry_bytes(matrix) * (2 if request.return_std else 1)
+    most = counts.shape[0] * counts.shape[1] * _entry_bytes(matrix, imputer) * (2 if request.return_std else 1)
     if asked or (request.store == "auto" and most <= request.max_layer_bytes):
         return np.empty(0, dtype=np.int64), None
     return imputer.sample(counts, dropout)
 
 
-def _fits(matrix: Any, counts: sp.csr_array, rows: np.ndarray, sample: list[Imputed], request: ImputeRequest) -> bool:
+def _fits(
+    matrix: Any,
+    counts: sp.csr_array,
+    imputer: Imputer,
+    rows: np.ndarray,
+    sample: list[Imputed],
+    request: ImputeRequest,
+) -> bool:
     """Whether layers are to be written all the same; a warning says how to get at values if they are too large."""
     if request.store == "params":
         return False
     n_entries = n_zeros = counts.shape[0] * counts.shape[1]
-    if sp.issparse(matrix):
+    if sp.issparse(matrix) and imputer.entries == "zeros":
         n_zeros = round(sum(part.values.nnz for part in sample) / rows.size * counts.shape[0])
         n_entries = counts.nnz + n_zeros
-    n_bytes = (n_entries + (n_zeros if request.return_std else 0)) * _entry_bytes(matrix)
+    n_bytes = (n_entries + (n_zeros if request.return_std else 0)) * _entry_bytes(matrix, imputer)
     if n_bytes <= request.max_layer_bytes:
         return True
     logger.warning(
@@ -136,29 +144,3 @@ def summary_table(imputer: Imputer, clusters: Clusters, n_imputed: np.ndarray) -
             **{f"genes {status}": int(n) for status, n in zip(STATUSES, genes, strict=True)},
         }
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def report(imputer: Imputer, n_imputed: np.ndarray, counts: sp.csr_array) -> None:
-    """Log what was imputed, in one line; warn if it is nothing, or if cells were left out."""
-    seen = n_imputed >= 0
-    zeros = counts.shape[1] * int(seen.sum()) - int(np.diff(counts.indptr)[seen].sum())
-    n_entries = int(n_imputed[seen].sum())
-    logger.info(
-        "pp.cnn_impute: %d network%s; %.1f %% of the zeros %s imputed",
-        len(imputer.history),
-        "" if len(imputer.history) == 1 else "s",
-        100 * n_entries / max(zeros, 1),
-        "are" if seen.all() else f"of {int(seen.sum())} sampled cells would be",
-    )
-    if n_entries == 0:
-        status = pd.Series(imputer.status.ravel()).value_counts()
-        reasons = ", ".join(f"{n} genes {STATUSES[code]!r}" for code, n in status.items() if code != IMPUTED)
-        few = (imputer.status == TOO_FEW_CELLS).all()
-        logger.warning(
-            "pp.cnn_impute: nothing is imputed (%s). %s",
-            reasons,
-            f"At least {MIN_CELLS} cells with counts are needed."
-            if few
-            else "Lower threshold=, or state a lower capture_efficiency= in pp.dropout_prob if more is missing than a "
-            "deeper run would count.",
-        )

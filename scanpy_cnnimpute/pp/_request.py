@@ -10,7 +10,8 @@ from .._anndata.models import has_dropout_model
 from .._anndata.results import check_keys
 from .._checks import check_choice, check_key, check_number, check_seed
 from .._logging import logger
-from ..imputation import Imputer, find_imputer, resolve_settings
+from ..dropout.read_counts import CountType
+from ..imputation import Entries, Imputer, find_imputer, resolve_settings
 from ..imputation.backend import check_backend
 from ._dropout_prob import DEFAULT_CLUSTER_KEY, MAX_STORED_BYTES, Store
 
@@ -28,6 +29,8 @@ class ImputeRequest:
     layer: str | None
     dropout_key: str
     cluster_key: str | None
+    count_type: CountType
+    entries: Entries
     estimate: str | None
     gate: bool | None
     return_std: bool
@@ -41,6 +44,7 @@ class ImputeRequest:
         """The request, if its values are of the right kind and its keys differ."""
         check_seed(self.random_state)
         check_choice("store", self.store, get_args(Store))
+        check_choice("count_type", self.count_type, get_args(CountType))
         check_number("max_layer_bytes", self.max_layer_bytes, int, 0, MAX_STORED_BYTES)
         for name in ("layer", "cluster_key"):
             if getattr(self, name) is not None:
@@ -71,9 +75,10 @@ class Choice:
 
 def choose(adata: AnnData, request: ImputeRequest) -> Choice:
     """Imputer, estimate and settings as given, or as the dropout model allows; refuses what it cannot support."""
-    imputer = find_imputer(request.preset, request.estimate)
+    imputer = find_imputer(request.preset, request.estimate, request.entries)
     if (
         request.estimate is None
+        and request.entries == "zeros"
         and imputer.needs_calibrated
         and not _is_calibrated(adata, request.dropout_key, imputer)
     ):
@@ -88,10 +93,16 @@ def choose(adata: AnnData, request: ImputeRequest) -> Choice:
     able = imputer.can_gate and _is_calibrated(adata, request.dropout_key, imputer)
     if (imputer.needs_calibrated or request.gate) and not able:
         msg = (
-            f"estimate={request.estimate!r}, gate={request.gate!r} need preset='default' and a calibrated dropout "
-            f"model; this is preset={request.preset!r} with {_model_name(adata, request.dropout_key, imputer)} under "
-            f"{request.dropout_key!r}. Run pp.dropout_prob(adata, model='calibrated') or pass estimate='conditional', "
-            "gate=False."
+            f"estimate={request.estimate!r}, entries={request.entries!r}, gate={request.gate!r} need preset='default' "
+            f"and a calibrated dropout model; this is preset={request.preset!r} with "
+            f"{_model_name(adata, request.dropout_key, imputer)} under {request.dropout_key!r}. Run "
+            "pp.dropout_prob(adata, model='calibrated') or pass estimate='conditional', entries='zeros', gate=False."
+        )
+        raise ValueError(msg)
+    if request.count_type != "auto" and not _is_calibrated(adata, request.dropout_key, imputer):
+        msg = (
+            f"count_type={request.count_type!r} means nothing to {_model_name(adata, request.dropout_key, imputer)} "
+            f"under {request.dropout_key!r}: leave it out."
         )
         raise ValueError(msg)
     imputer.check_std(return_std=request.return_std)

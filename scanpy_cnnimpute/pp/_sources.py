@@ -57,6 +57,7 @@ def _fit_dropout(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) -
         layer=request.layer,
         cluster_key=request.cluster_key,
         model=find_imputer(request.preset).dropout_model,
+        count_type=request.count_type,
         random_state=request.random_state,
         key_added=request.dropout_key,
     ).checked()
@@ -64,13 +65,20 @@ def _fit_dropout(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) -
 
 
 def _check_origin(adata: AnnData, request: ImputeRequest) -> None:
-    """The stored dropout model must have been fitted to the layer that is asked for."""
+    """The stored dropout model must have been fitted to the layer and the type of counts that are asked for."""
     key = request.dropout_key
     layer = adata.uns[key]["params"].get("layer")
     if layer != request.layer:
         msg = (
             f"The dropout model {key!r} was fitted to layer={layer!r}, not to layer={request.layer!r}. "
             "Pass that layer, or run pp.dropout_prob with another key_added and pass it as dropout_key."
+        )
+        raise ValueError(msg)
+    counted = adata.uns[key]["params"].get("count_type", "auto")
+    if request.count_type not in {"auto", counted}:
+        msg = (
+            f"The dropout model {key!r} was fitted with count_type={counted!r}, not {request.count_type!r}. Leave it "
+            "out, or run pp.dropout_prob again with the other."
         )
         raise ValueError(msg)
 

@@ -16,6 +16,8 @@ from .._checks import MAX_SEED, check_choice, check_key, check_number
 from .._logging import logger
 from .._matrix import log_normalised
 from .._threads import single_threaded_blas
+from ..dropout.calibrated.model import molecules_of
+from ..dropout.read_counts import CountType, resolve_count_type
 from ..imputation import find_imputer, presets, resolve_settings
 from ..metrics._baselines import TARGET_SUM, Baselines, row_blocks
 from ..metrics._streaming import Calibration, Deviance, PairedScores
@@ -40,6 +42,7 @@ def eval_imputation(
     cluster_key: str | None = None,
     preset: str = "default",
     settings: Mapping[str, Any] | None = None,
+    count_type: CountType = "auto",
     share: float = 0.5,
     capture_efficiency: float | None = None,
     n_seeds: int = 5,
@@ -74,6 +77,10 @@ def eval_imputation(
     settings
         Settings of that preset by name, as in :func:`~scanpy_cnnimpute.pp.cnn_impute`. ``preset="default"`` also takes
         ``"gate"``, except with ``how="masking"``, whose conditional estimate has no gate.
+    count_type
+        Whether molecules or reads were counted; see :func:`~scanpy_cnnimpute.pp.dropout_prob`. For ``"molecules"`` and
+        ``"thinning"`` reads become molecules first, and the scores are of molecules: one molecule gives many reads, so
+        that parts of the reads hold the same molecules.
     share
         Share of the molecules that is held in, for ``"molecules"`` and ``"thinning"``.
     capture_efficiency
@@ -133,6 +140,7 @@ def eval_imputation(
     check_adata(adata, caller="tl.eval_imputation")
     check_choice("how", how, get_args(How))
     check_choice("preset", preset, presets())
+    check_choice("count_type", count_type, get_args(CountType))
     settings = _check_settings(settings, preset, how)
     _check_shares(how, share, capture_efficiency)
     check_number("n_seeds", n_seeds, int, 1)
@@ -141,6 +149,9 @@ def eval_imputation(
     results = Results(adata, function="tl.eval_imputation", key=key_added, keys=[])
     counts = get_counts(adata, layer, caller="tl.eval_imputation")
     counts, labels = _select_cells(adata, counts, cluster_key, preset)
+    if how != "masking":
+        count_type = resolve_count_type(counts, count_type, caller="tl.eval_imputation")
+        counts = molecules_of(counts, random_state) if count_type == "reads" else counts
 
     rows = []
     for seed in range(random_state, random_state + n_seeds):
@@ -162,6 +173,7 @@ def eval_imputation(
             "cluster_key": cluster_key,
             "preset": preset,
             "settings": settings,
+            "count_type": count_type,
             "share": share,
             "capture_efficiency": capture_efficiency,
             "n_seeds": n_seeds,
@@ -267,7 +279,9 @@ class _Imputed:
             options |= {"estimate": estimate, "threshold": 0.0}
         else:
             options["estimate"] = estimate
-            pp.dropout_prob(part, capture_efficiency=capture_efficiency, random_state=seed, store="params")
+            pp.dropout_prob(
+                part, count_type="umi", capture_efficiency=capture_efficiency, random_state=seed, store="params"
+            )
         pp.cnn_impute(part, preset=preset, random_state=seed, store="layer", verbose=False, **{**options, **settings})
 
     def rows(self, rows: slice) -> np.ndarray:

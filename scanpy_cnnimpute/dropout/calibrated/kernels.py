@@ -21,6 +21,7 @@ N_SERIES = 10  # terms of the series for few missed molecules
 SERIES_RANGE = 0.3  # largest mean, and mean over shape, for it: 0.3^11 is below 2e-6
 EXPM1_RANGE = 0.15  # 0.15^5 / 720 is below 2e-6
 MAX_FACTORS = 8  # counts up to this are multiplied as factors; above, logarithms and gamma functions are faster
+MAX_VARIATION = 0.01  # squared coefficient of variation below which the delta method errs by less than 1e-4
 MIN_PRODUCT = 1e-100  # a running product below this, or above its inverse, is turned into a logarithm
 
 
@@ -375,3 +376,65 @@ def value_missed(  # type: ignore[no-untyped-def]
                 # Also with deviations, which must not change the values.
                 value = _series_mean(mean, coefficients[g], differences)
             values[entry] = _expm1(value) / unit if logarithmic else mean * c
+
+
+@njit(cache=True)
+def _log_mean(mean, r, scale, logs, differences):  # type: ignore[no-untyped-def]
+    """Mean of log1p(scale N), N negative binomial; see `log_moments` for `logs`, `value_missed` for `differences`."""
+    if mean < min(SERIES_RANGE, SERIES_RANGE * r):
+        total, inverse = 0.0, 1.0 / r
+        for k in range(N_SERIES, 0, -1):
+            total = (total + differences[k]) * mean * (1.0 + (k - 1) * inverse) / k
+        return total
+    present, first, _ = _log_parts(mean, r, scale, logs)
+    return present * first
+
+
+@njit(cache=True)
+def _log_parts(mean, r, scale, logs):  # type: ignore[no-untyped-def]
+    """As :func:`log_moments`; by the delta method where N varies little, which the ranges of that would not resolve."""
+    variation = 1.0 / mean + 1.0 / r  # squared coefficient of variation
+    if variation > MAX_VARIATION:
+        return log_moments(mean, r, scale, logs)
+    slope = scale * mean / (1.0 + scale * mean)
+    value = math.log1p(scale * mean) - 0.5 * slope * slope * variation
+    return 1.0, value, value * value + slope * slope * variation
+
+
+@njit(parallel=True, cache=True)
+def denoise(  # type: ignore[no-untyped-def]
+    indptr, indices, data, position, scores, loadings, shape, correction, own_depth, depth, target_sum, logarithmic,
+    values, deviation,
+):  # fmt: skip
+    """Posterior mean of every entry given its own count, or that of log1p per `target_sum` at `depth`, turned back.
+
+    CSR counts; `loadings` ``(n_factors, n_wanted)`` and `shape` are of the wanted genes; gene j of the counts is
+    ``position[j]`` of these, or none if negative. `correction`, `values` and, unless empty, `deviation` have
+    ``n_wanted`` entries of each cell. What is expected to be 0 stays as it was counted.
+    """
+    n_wanted = shape.size
+    for i in prange(scores.shape[0]):
+        row, own = np.empty(n_wanted, dtype=np.float32), np.zeros(n_wanted, dtype=np.float32)
+        _expected_row(scores[i], loadings, row)
+        for entry in range(indptr[i], indptr[i + 1]):
+            g = position[indices[entry]]
+            if g >= 0:
+                own[g] = data[entry]
+        scale, times = target_sum / depth[i], depth[i] / own_depth[i]
+        logs = np.log1p(scale * np.arange(N_SINGLE_TERMS + 1))
+        differences = _forward_differences(logs[: N_SERIES + 1])
+        for g in range(n_wanted):
+            place, mu, y = i * n_wanted + g, np.float64(row[g]), np.float64(own[g])
+            if mu <= 0.0:
+                values[place] = y
+                if deviation.size > 0:
+                    deviation[place] = 0.0
+                continue
+            r = shape[g] + y
+            mean = r / (shape[g] + mu) * mu * math.exp(correction[place])
+            values[place] = mean
+            if logarithmic:
+                values[place] = math.expm1(_log_mean(mean * times, r, scale, logs, differences)) / scale / times
+            if deviation.size > 0:
+                present, first, second = _log_parts(mean * times, r, scale, logs)
+                deviation[place] = math.sqrt(max(present * second - (present * first) ** 2, 0.0))

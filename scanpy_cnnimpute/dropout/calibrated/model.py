@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from ..._matrix import evenly_spaced, positions_of
 from ..._records import ArrayRecord, array, column
+from ..._threads import single_threaded_blas
 from ...metrics import reliability_curve
 from ..base import CALLED, Clusters, DropoutFit, DropoutModel
+from ..read_counts import estimate_reads, reads_of_cells, to_molecules
 from .factorisation import N_STARTS, combine, describe_cells, factorise
 from .held_out import HeldOut
 from .kernels import (
     count_missed,
+    denoise,
     dropout_probability,
     missed_of_probability,
     series_coefficients,
@@ -38,6 +41,7 @@ MAX_TIMES = 1.65
 MAX_CELLS = 5_000
 """Cells that the model is fitted to, drawn at random; more cells changed no figure by more than 0.5 %."""
 MAX_SHAPE_ENTRIES = 4_000_000  # entries that shapes are fitted to: 270 cells of 15,000 genes
+MAX_READ_ENTRIES = 10_000_000  # of cells x genes that reads per molecule are estimated from: 500 cells of 20,000 genes
 DESCRIBED_CELLS = 5_000  # described at a time
 SUMMARY_CELLS = 2_000  # cells that the summary is taken over, evenly spaced within the clusters
 SUMMARY_BLOCK = 64  # cells at a time
@@ -77,6 +81,8 @@ class CalibratedCells(ArrayRecord):
         ``(n_cells,)`` total counts.
     capture_efficiency
         ``(n_cells,)`` share of the molecules that was counted.
+    reads_per_molecule
+        ``(n_cells,)`` reads that the average molecule gives; None if molecules were counted.
     cell_ids
         ``(n_cells,)`` position of the cell in the data of the fit; -1 for other cells.
     """
@@ -85,6 +91,12 @@ class CalibratedCells(ArrayRecord):
     library_size: np.ndarray = column("f8")
     capture_efficiency: np.ndarray = column("f4")
     cell_ids: np.ndarray = array("i4", "cells")
+    reads_per_molecule: np.ndarray | None = column("f8", optional=True)
+
+    @property
+    def n_molecules(self) -> np.ndarray:
+        """``(n_cells,)`` molecules that were counted."""
+        return self.library_size if self.reads_per_molecule is None else self.library_size / self.reads_per_molecule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +114,10 @@ class CalibratedModel(DropoutModel):
         standard errors.
     train_loadings
         ``(n_genes, n_factors)`` loadings fitted to the first set of split molecules alone.
+    reads_factor, molecule_share
+        ``(n_genes,)`` reads that a molecule of the gene gives, relative to the average molecule, and share of the gene
+        in the molecules; see :func:`~scanpy_cnnimpute.dropout.read_counts.estimate_reads`. None if molecules were
+        counted; reads become molecules in everything that follows.
     gene_ids
         ``(n_genes,)`` position of the gene in the data of the fit.
     train_cells, train_scores
@@ -120,7 +136,7 @@ class CalibratedModel(DropoutModel):
     name: ClassVar[str] = "calibrated"
     cells_type: ClassVar[type[ArrayRecord]] = CalibratedCells
     needs_clusters: ClassVar[bool] = False
-    takes_capture_efficiency: ClassVar[bool] = True
+    counts_molecules: ClassVar[bool] = True
 
     loadings: np.ndarray = array("f4", "genes", "factors")
     shape: np.ndarray = array("f8", "genes")
@@ -130,6 +146,8 @@ class CalibratedModel(DropoutModel):
     train_cells: np.ndarray = array("i4", "train")
     train_scores: np.ndarray = array("f4", "train", "factors")
     random_state: int = array("i8")
+    reads_factor: np.ndarray | None = array("f8", "genes", optional=True)
+    molecule_share: np.ndarray | None = array("f8", "genes", optional=True)
 
     @classmethod
     def fit(
@@ -138,11 +156,18 @@ class CalibratedModel(DropoutModel):
         *,
         clusters: Clusters | None = None,
         capture_efficiency: np.ndarray | None = None,
+        count_type: str = "umi",
         random_state: int = 0,
     ) -> DropoutFit:
         """Fit to at most `MAX_CELLS` cells and describe all; see :meth:`DropoutModel.fit`."""
-        draw_seed, *seeds = np.random.SeedSequence(random_state).spawn(1 + N_STARTS)
+        draw_seed, *seeds, read_seed = np.random.SeedSequence(random_state).spawn(2 + N_STARTS)
         drawn = _draw_cells(np.diff(counts.indptr) > 0, np.random.default_rng(draw_seed))
+        library_size = counts.sum(axis=1, dtype=np.float64)
+        per_molecule = factor = share = None
+        if count_type == "reads":
+            factor, share = _estimate_reads(counts[drawn], read_seed)
+            per_molecule = reads_of_cells(counts, library_size, share)
+            counts = to_molecules(counts, per_molecule, factor)
         own = counts if drawn.size == counts.shape[0] else counts[drawn]
         gene_ids = np.arange(counts.shape[1], dtype=np.int32)
         train, test = split_molecules(own, drawn, gene_ids, random_state)
@@ -161,6 +186,8 @@ class CalibratedModel(DropoutModel):
             shape=shape,
             gain=gain,
             train_loadings=train_loadings,
+            reads_factor=factor,
+            molecule_share=share,
             gene_ids=gene_ids,
             train_cells=drawn.astype(np.int32),
             train_scores=train_scores,
@@ -169,7 +196,7 @@ class CalibratedModel(DropoutModel):
         cells = CalibratedCells(
             scores=model._scores(counts, drawn, scores),
             cell_ids=np.arange(counts.shape[0], dtype=np.int32),
-            **_sampling(counts, capture_efficiency),
+            **_sampling(library_size, per_molecule, capture_efficiency),
         )
         curve = reliability_curve(present, stated) if stated.size else _NO_CURVE
         return DropoutFit(model=model, cells=cells, tables={"reliability": curve})
@@ -183,11 +210,22 @@ class CalibratedModel(DropoutModel):
     ) -> CalibratedCells:
         """Scores of any cells from their own counts, the loadings fixed."""
         none = np.empty(0, dtype=np.int64)
+        library_size = counts.sum(axis=1, dtype=np.float64)
+        per_molecule = None
+        if self.reads_factor is not None and self.molecule_share is not None:
+            per_molecule = reads_of_cells(counts, library_size, self.molecule_share)
+            counts = to_molecules(counts, per_molecule, self.reads_factor)
         return CalibratedCells(
             scores=self._scores(counts, none, np.empty((0, self.loadings.shape[1]), dtype=np.float32)),
             cell_ids=np.full(counts.shape[0], -1, dtype=np.int32),
-            **_sampling(counts, capture_efficiency),
+            **_sampling(library_size, per_molecule, capture_efficiency),
         )
+
+    def molecules(self, counts: sp.csr_array, cells: CalibratedCells) -> sp.csr_array:
+        """The counts of these cells as molecules; the same object if molecules were counted."""
+        if self.reads_factor is None or cells.reads_per_molecule is None:
+            return counts
+        return to_molecules(counts, cells.reads_per_molecule, self.reads_factor)
 
     def _scores(self, counts: sp.csr_array, known: np.ndarray, known_scores: np.ndarray) -> np.ndarray:
         """Scores of all cells: those known, the others described."""
@@ -198,6 +236,11 @@ class CalibratedModel(DropoutModel):
             part = others[start : start + DESCRIBED_CELLS]
             scores[part] = describe_cells(counts[part], self.loadings)
         return scores
+
+    @property
+    def count_type(self) -> str:
+        """``"umi"`` if molecules were counted, ``"reads"`` if reads were."""
+        return "umi" if self.reads_factor is None else "reads"
 
     @property
     def modelled(self) -> np.ndarray:
@@ -300,7 +343,8 @@ class CalibratedModel(DropoutModel):
 
         Returns
         -------
-        Counts at the library size of the cell and, or ``None``, the standard deviation of log1p(CP10k), float32.
+        Counts, or reads, at the library size of the cell and, or ``None``, the standard deviation of log1p(CP10k),
+        float32.
 
         Notes
         -----
@@ -310,7 +354,7 @@ class CalibratedModel(DropoutModel):
         """
         values = np.empty(genes.size, dtype=np.float32)
         deviation = np.empty(genes.size if return_std else 0, dtype=np.float32)
-        of_cells = cells.capture_efficiency, cells.library_size
+        of_cells = cells.capture_efficiency, cells.n_molecules
         value_missed(
             indptr,
             genes,
@@ -324,7 +368,77 @@ class CalibratedModel(DropoutModel):
             values,
             deviation,
         )
+        self._to_counts(values, cells, indptr, genes)
         return values, deviation if return_std else None
+
+    def denoised(
+        self,
+        counts: sp.csr_array,
+        cells: CalibratedCells,
+        wanted: np.ndarray,
+        correction: np.ndarray,
+        *,
+        logarithmic: bool,
+        depth: float | None = None,
+        return_std: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """What every entry of some genes is expected to be, given its own count.
+
+        Parameters
+        ----------
+        counts, cells
+            ``(n_cells, n_genes)`` counts of the cells, and their description.
+        wanted
+            The genes, rising.
+        correction
+            ``(n_cells * wanted.size,)`` logarithms of the factors that what is expected is multiplied by.
+        logarithmic
+            Take the mean of log1p(CP10k) and turn it back into counts, rather than the mean of the counts.
+        depth
+            Library size of the new counts whose logarithm is meant. Default: that of the cell.
+        return_std
+            Also return standard deviations.
+
+        Returns
+        -------
+        ``(n_cells * wanted.size,)`` float32: counts, or reads, at the library size of the cell, and, or ``None``, the
+        standard deviation of log1p(CP10k) of new counts at `depth`.
+
+        Notes
+        -----
+        Given the count y, the rate is gamma distributed with shape ``r + y`` and mean ``(r + y) / (r + mu) mu``. New
+        counts at the depth d of a cell with library size L are negative binomial with that shape and d / L times that
+        mean.
+        """
+        molecules = self.molecules(counts, cells)
+        own_depth = np.maximum(cells.n_molecules, 1.0)
+        values = np.empty(correction.size, dtype=np.float32)
+        deviation = np.empty(correction.size if return_std else 0, dtype=np.float32)
+        denoise(
+            molecules.indptr,
+            molecules.indices,
+            molecules.data.astype(np.float32, copy=False),
+            positions_of(wanted, self.shape.size),
+            cells.scores,
+            self._loadings_by_factor if wanted.size == self.shape.size else self.loadings[wanted].T.copy(),
+            self.shape[wanted],
+            correction,
+            own_depth,
+            own_depth if depth is None else depth * own_depth / np.maximum(cells.library_size, 1.0),
+            TARGET_SUM,
+            logarithmic,
+            values,
+            deviation,
+        )
+        genes = np.tile(wanted, counts.shape[0])
+        self._to_counts(values, cells, np.arange(counts.shape[0] + 1) * wanted.size, genes)
+        return values, deviation if return_std else None
+
+    def _to_counts(self, molecules: np.ndarray, cells: CalibratedCells, indptr: np.ndarray, genes: np.ndarray) -> None:
+        """Turn the molecules of CSR entries into counts of the kind that the model was fitted to, in place."""
+        if self.reads_factor is not None and cells.reads_per_molecule is not None:
+            molecules *= np.repeat(cells.reads_per_molecule, np.diff(indptr)).astype(np.float32)
+            molecules *= self.reads_factor.astype(np.float32)[genes]
 
     def summary(self, counts: sp.csr_array, cells: CalibratedCells, clusters: Clusters) -> pd.DataFrame:
         """Cells, modelled genes, zeros called dropouts, mean probability of the zeros, and genes that gain.
@@ -360,11 +474,38 @@ class CalibratedModel(DropoutModel):
 _NO_CURVE = pd.DataFrame({"probability": [], "share": [], "n": []})
 
 
-def _sampling(counts: sp.csr_array, capture_efficiency: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Library sizes, and the capture efficiency as given or assumed."""
-    library_size = counts.sum(axis=1, dtype=np.float64)
-    efficiency = depth_efficiency(library_size) if capture_efficiency is None else capture_efficiency
-    return {"library_size": library_size, "capture_efficiency": np.asarray(efficiency, dtype=np.float32)}
+def molecules_of(reads: sp.csr_array, random_state: int) -> sp.csr_array:
+    """The molecules that a model fitted to these reads with this seed works on."""
+    draw_seed, *_, read_seed = np.random.SeedSequence(random_state).spawn(2 + N_STARTS)
+    factor, share = _estimate_reads(
+        reads[_draw_cells(np.diff(reads.indptr) > 0, np.random.default_rng(draw_seed))], read_seed
+    )
+    return to_molecules(reads, reads_of_cells(reads, reads.sum(axis=1, dtype=np.float64), share), factor)
+
+
+def _estimate_reads(reads: sp.csr_array, seed: np.random.SeedSequence) -> tuple[np.ndarray, np.ndarray]:
+    """Reads per molecule of the genes and their molecule shares, given what one factorisation expects."""
+
+    def expect(molecules: sp.csr_array) -> np.ndarray:
+        scores, loadings = combine(factorise(molecules, [np.random.default_rng(seed)]))
+        return loadings @ scores.T
+
+    sample = evenly_spaced(reads.shape[0], max(1, MAX_READ_ENTRIES // max(reads.shape[1], 1)))
+    with single_threaded_blas():
+        return estimate_reads(reads, expect, sample)
+
+
+def _sampling(
+    library_size: np.ndarray, per_molecule: np.ndarray | None, capture_efficiency: np.ndarray | None
+) -> dict[str, Any]:
+    """Library sizes, reads per molecule, and the capture efficiency as given or assumed."""
+    molecules = library_size if per_molecule is None else library_size / per_molecule
+    efficiency = depth_efficiency(molecules) if capture_efficiency is None else capture_efficiency
+    return {
+        "library_size": library_size,
+        "capture_efficiency": np.asarray(efficiency, dtype=np.float32),
+        "reads_per_molecule": per_molecule,
+    }
 
 
 def _draw_cells(usable: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -77,7 +77,7 @@ class GammaNormalModel(DropoutModel):
     name: ClassVar[str] = "gamma_normal"
     cells_type: ClassVar[type[ArrayRecord]] = GammaNormalCells
     needs_clusters: ClassVar[bool] = True
-    takes_capture_efficiency: ClassVar[bool] = False
+    counts_molecules: ClassVar[bool] = False
 
     rate: np.ndarray = array("f8", "genes", "clusters", may_be_nan=True)
     alpha: np.ndarray = array("f8", "genes", "clusters", may_be_nan=True)
@@ -95,6 +95,7 @@ class GammaNormalModel(DropoutModel):
         *,
         clusters: Clusters | None = None,
         capture_efficiency: np.ndarray | None = None,
+        count_type: str = "umi",
         random_state: int = 0,
     ) -> DropoutFit:
         """Fit in each cluster; default: all cells are one. See :meth:`DropoutModel.fit`, :func:`fit_mixture`."""

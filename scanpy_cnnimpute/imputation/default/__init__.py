@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .denoised import DenoisedImputer
 from .molecules import MoleculeImputer
 from .nonzero import NonzeroImputer
 
-__all__ = ["MoleculeImputer", "NonzeroImputer"]
+__all__ = ["DenoisedImputer", "MoleculeImputer", "NonzeroImputer"]

@@ -166,14 +166,14 @@ class MoleculeImputer(Imputer):
     status: np.ndarray = array("i1", "genes", "columns")
     depth_mean: float = array("f8")
     weights: list[np.ndarray] = array_list("f4")
-    settings: DefaultSettings = field(default_factory=DefaultSettings)
+    settings: Any = field(default_factory=DefaultSettings)
     estimate: str = "posterior_mean"
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def fit(cls, counts: sp.csr_array, dropout: Dropout, options: FitOptions) -> MoleculeImputer:
         """Choose the correlated genes and train the network on the cells that the dropout model was fitted to."""
-        model, cells = _calibrated(dropout)
+        model, cells = calibrated(dropout)
         settings: Any = options.settings
         n_used = int((np.diff(counts.indptr) > 0).sum())
         status = gene_status(options, n_used)
@@ -205,8 +205,9 @@ class MoleculeImputer(Imputer):
         ids = cells.cell_ids[rows]
         train_scores = model.train_scores[np.searchsorted(model.train_cells, ids)]
         own = counts if rows.size == counts.shape[0] else counts[rows]
+        own = model.molecules(own, cells.take(cells=rows))
         train, test = split_molecules(own, ids, model.gene_ids, model.random_state)
-        self.depth_mean = float(_log_depth(cells.library_size[rows]).mean()) if rows.size else 0.0
+        self.depth_mean = float(_log_depth(cells.n_molecules[rows]).mean()) if rows.size else 0.0
         mean = train_scores.mean(axis=0) @ model.train_loadings[genes].T if rows.size else np.ones(genes.size)
         level = np.log(mean + MIN_RATE)
         self.level[genes] = level - level.mean() if genes.size else level
@@ -330,10 +331,10 @@ class MoleculeImputer(Imputer):
         return_std: bool = False,
     ) -> Iterator[Imputed]:
         """Posterior means of the zeros whose dropout probability exceeds the threshold; see :meth:`Imputer.predict`."""
-        model, cells = _calibrated(dropout)
+        model, cells = calibrated(dropout)
         wanted = self.imputable(genes)
         layout = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
-        correct = self._corrector(counts, model, cells, layout)
+        correct = self.corrector(counts, model, cells, layout)
         logarithmic, threshold = self.estimate == "posterior_mean", self.settings.threshold
         height = max(1, min(MAX_BLOCK_CELLS, BLOCK_ENTRIES // max(wanted.size, layout.genes.size, 1)))
         for start in range(0, counts.shape[0] if wanted.size else 0, height):
@@ -351,19 +352,19 @@ class MoleculeImputer(Imputer):
             )
             yield Imputed(
                 cells=rows,
-                values=_entries(values, columns, indptr, own.shape),
-                deviation=None if deviation is None else _entries(deviation, columns, indptr, own.shape),
+                values=csr_entries(values, columns, indptr, own.shape),
+                deviation=None if deviation is None else csr_entries(deviation, columns, indptr, own.shape),
             )
 
-    def _corrector(
+    def corrector(
         self, counts: sp.csr_array, model: CalibratedModel, cells: CalibratedCells, layout: GeneLayout
     ) -> Any:
         """A function of rows and their CSR entries that gives the network's correction of each, float32."""
         if not self.weights or not layout.genes.size:
             return lambda _rows, _indptr, columns: np.zeros(columns.size, dtype=np.float32)
         # Depths of all genes, also of those that were dropped from the data since.
-        depth = _log_depth(cells.library_size) - self.depth_mean
-        source = self._source(counts, cells.scores, model.loadings, model.shape, layout, depth)
+        depth = _log_depth(cells.n_molecules) - self.depth_mean
+        source = self._source(model.molecules(counts, cells), cells.scores, model.loadings, model.shape, layout, depth)
         width, n_rows = CALL_TARGETS, CALL_ENTRIES // CALL_TARGETS // CALL_SHAPES * CALL_SHAPES
         sizes = self._sizes(width, source.n_cell_features)
         network = shared_network(sizes, self.neighbours.shape[1], held_out_deviance)
@@ -399,12 +400,14 @@ class MoleculeImputer(Imputer):
         return correct
 
 
-def _calibrated(dropout: Dropout) -> tuple[CalibratedModel, CalibratedCells]:
+def calibrated(dropout: Dropout) -> tuple[CalibratedModel, CalibratedCells]:
+    """The calibrated model behind the probabilities, and its description of the cells."""
     modelled: ModelledDropout = dropout  # type: ignore[assignment]
     return modelled.model, modelled.cells  # type: ignore[return-value]
 
 
-def _entries(values: np.ndarray, columns: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
+def csr_entries(values: np.ndarray, columns: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
+    """A CSR array of these entries."""
     return sp.csr_array((values, columns, indptr.astype(np.int32 if indptr[-1] < 2**31 else np.int64)), shape=shape)
 
 
