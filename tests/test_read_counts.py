@@ -98,6 +98,7 @@ def test_reads_are_recognised(reads: ad.AnnData, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO, "scanpy_cnnimpute"):
         scnn.pp.dropout_prob(adata, store="params")
     assert "the counts are taken for reads: zeros fall with the mean as if a molecule gave" in caplog.text
+    assert "reads in the median cell" in caplog.text
     assert adata.uns["dropout_prob"]["params"]["count_type"] == "reads"
 
 

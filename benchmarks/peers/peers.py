@@ -22,6 +22,7 @@ ENVIRONMENTS: dict[str, str | None] = {
     "none": None,
     "default": None,
     "conditional": None,
+    "denoised": None,
     "paper": None,
     "paper_nl": None,
     "magic": "magic",
@@ -70,7 +71,22 @@ def run_peer(
     if method not in ENVIRONMENTS:
         message = f"method={method!r} is not a peer. Available: {list(ENVIRONMENTS)}."
         raise ValueError(message)
-    environment = ENVIRONMENTS[method]
+    return run_worker(
+        Path(__file__).with_name("worker.py"), method, ENVIRONMENTS[method], counts, root, seed, timeout, threads
+    )
+
+
+def run_worker(
+    script: Path,
+    method: str,
+    environment: str | None,
+    counts: Any,
+    root: Path | None,
+    seed: int = 0,
+    timeout: float | None = None,
+    threads: int = 1,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Run a method of a script that takes the arguments of `worker.py`; see :func:`run_peer`."""
     python = Path(sys.executable)
     if environment is not None:
         # Made absolute but not resolved: the interpreter knows its environment by the link that it was started by.
@@ -84,7 +100,7 @@ def run_peer(
         folder = Path(name)
         source, target = folder / "in.npz", folder / "out.npz"
         np.savez(source, data=matrix.data, indices=matrix.indices, indptr=matrix.indptr, shape=matrix.shape)
-        command = [python, Path(__file__).with_name("worker.py"), method, source, target]
+        command = [python, script, method, source, target]
         command += ["--seed", str(seed), "--threads", str(threads)]
         limits = {f"{library}_NUM_THREADS": str(threads) for library in THREADS}
         limits |= {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": str(threads)}

@@ -352,6 +352,13 @@ def _report(fit: DropoutFit, summary: pd.DataFrame, key: str) -> None:
     """Log what the fit says, in one line, and warn of mixtures that have collapsed."""
     called = np.average(summary["zeros_called"], weights=summary["n_cells"])
     logger.info("pp.dropout_prob: %.1f %% of the zeros have a dropout probability above 0.5", 100 * called)
+    if getattr(fit.cells, "reads_per_molecule", None) is not None:
+        logger.info(
+            "pp.dropout_prob: a molecule gives %.0f reads in the median cell (%.0f to %.0f in half of the cells), and "
+            "%.2g to %.2g times as many in eight of ten genes",
+            *np.quantile(fit.cells.reads_per_molecule, [0.5, 0.25, 0.75]),  # type: ignore[attr-defined]
+            *np.quantile(fit.model.reads_factor, [0.1, 0.9]),  # type: ignore[attr-defined]
+        )
     if fit.model.gain is not None and summary["dropouts"].max() < FEW_DROPOUTS:
         logger.warning(
             "pp.dropout_prob: hardly any zero is a probable dropout (%.2g %%), as nearly all molecules count as seen; "
