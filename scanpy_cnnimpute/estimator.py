@@ -190,10 +190,8 @@ class CNNImputer:
         kind.check_std(return_std=return_std)
         self._imputer = kind.fit(counts, source, options)
         parts = self._imputer.predict(counts, source, clusters=options.clusters, return_std=return_std)
-        both = put_in(
-            matrix, counts, self._imputer.note_imputed(parts), dense=kind.entries == "all", return_std=return_std
-        )
-        return both if return_std else both[0]
+        parts = self._imputer.note_imputed(parts)
+        return _assembled(self._imputer, matrix, counts, source, parts, return_std=return_std)
 
     def transform(
         self,
@@ -255,9 +253,7 @@ class CNNImputer:
         codes = None if clusters is None else _clusters(clusters, counts.shape[0], allow_none=True)
         source = self._dropout(aligned, _columns(dropout, counts.shape, order), codes, capture_efficiency)
         parts = imputer.predict(aligned, source, clusters=codes, return_std=return_std)
-        dense = imputer.entries == "all"
-        both = put_in(matrix, counts, _reordered(parts, order), dense=dense, return_std=return_std)
-        return both if return_std else both[0]
+        return _assembled(imputer, matrix, counts, source, _reordered(parts, order), return_std=return_std)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write arrays and one JSON into a folder, or nothing.
@@ -498,6 +494,15 @@ class CNNImputer:
         efficiency = _efficiency(told, counts)
         cells = self._model.describe(counts, clusters=known, capture_efficiency=efficiency)
         return ModelledDropout(counts, self._model, cells, dropout)
+
+
+def _assembled(
+    imputer: Imputer, matrix: Any, counts: sp.csr_array, dropout: Dropout, parts: Iterator[Imputed], *, return_std: bool
+) -> Any:
+    """The counts with the predictions in them and, if asked for, the standard deviations."""
+    dense, scale = imputer.entries == "all", imputer.kept_scale(dropout)
+    both = put_in(matrix, counts, parts, dense=dense, scale=scale, return_std=return_std)
+    return both if return_std else both[0]
 
 
 def _read(X: Any, layer: str | None, genes: Sequence[str] | None) -> tuple[Any, sp.csr_array, list[str]]:

@@ -73,7 +73,7 @@ def test_values_without_the_network(denoised: ad.AnnData, times: float | None, l
         for g in range(wanted.size):
             first = log_mean(shape[i, g], mean[i, g] * more, scale)
             second = log_mean(shape[i, g], mean[i, g] * more, scale, 2)
-            exact = np.expm1(first) / scale / more if logarithmic else mean[i, g]
+            exact = np.expm1(first) / scale if logarithmic else mean[i, g] * more
             assert values[i, g] == pytest.approx(exact, rel=5e-3)
             assert deviation[i, g] == pytest.approx(np.sqrt(second - first**2), rel=2e-2)
 
@@ -121,6 +121,17 @@ def test_genes_that_are_not_selected_stay(adata: ad.AnnData) -> None:
     scnn.pp.cnn_impute(adata, mask_var=chosen, **QUICK)
     np.testing.assert_array_equal(adata.layers["cnn_denoised"][:, ~chosen], dense(adata.X)[:, ~chosen])
     assert (adata.layers["cnn_denoised"][:, chosen] != dense(adata.X)[:, chosen]).all()
+
+
+def test_depth_is_that_of_the_whole_layer(adata: ad.AnnData) -> None:
+    chosen = np.arange(50) < 30
+    scnn.pp.cnn_impute(adata, mask_var=chosen, estimate="expected_count", depth=1000.0, **QUICK)
+    layer = adata.layers["cnn_denoised"]
+    per_cell = 1000 / dense(adata.X).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(layer[:, ~chosen], (dense(adata.X) * per_cell)[:, ~chosen], rtol=1e-5)
+    np.testing.assert_allclose(layer.sum(axis=1), 1000, rtol=0.2)
+    part = scnn.get.cnn_imputed(adata, genes=["g3", "g40"], key="cnn_denoised")
+    np.testing.assert_allclose(part, layer[:, [3, 40]], rtol=1e-4)
 
 
 def test_gated_genes_stay(adata: ad.AnnData) -> None:

@@ -18,6 +18,7 @@ from scanpy_cnnimpute.dropout.read_counts import (
     estimate_reads,
     reads_of_cells,
     reads_per_molecule,
+    resolve_count_type,
     solve_detection,
     to_molecules,
 )
@@ -76,9 +77,42 @@ def test_poisson_counts_times_a_number(n_copies: int) -> None:
     assert reads_per_molecule(sp.csr_array(counts)) == pytest.approx(n_copies, rel=0.02)
 
 
-@pytest.mark.parametrize("counts", [np.ones((3, 3)), np.zeros((3, 3)), np.zeros((0, 3))])
-def test_no_gene_tells(counts: np.ndarray) -> None:
-    assert reads_per_molecule(sp.csr_array(counts)) == 1.0
+@pytest.mark.parametrize("counts", [np.ones((3, 3)), np.zeros((3, 3)), np.zeros((0, 3)), np.eye(9) * 70])
+def test_no_gene_tells(counts: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    assert np.isnan(reads_per_molecule(sp.csr_array(counts)))
+    with caplog.at_level(logging.INFO, "scanpy_cnnimpute"):
+        assert resolve_count_type(sp.csr_array(counts), "auto", caller="test") == "umi"
+    assert "too few genes tell reads from molecules" in caplog.text
+
+
+def test_abundant_genes_of_molecules_are_no_reads() -> None:
+    """Genes that nearly all cells show have few zeros, of cells that are unlike the others."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(60.0, size=(200, 40))
+    counts[:3] = rng.poisson(0.5, size=(3, 40))
+    assert resolve_count_type(sp.csr_array(counts), "auto", caller="test") == "umi"
+
+
+def test_cells_without_reads_change_nothing(reads: ad.AnnData) -> None:
+    values = dense(reads.X)
+    adata = ad.AnnData(sp.csr_matrix(np.concatenate([values, np.zeros((40, 400), np.float32)])))
+    other = reads.copy()
+    for each in (adata, other):
+        scnn.pp.dropout_prob(each, count_type="reads", store="params")
+    found, expected = (each.obs["dropout_prob_reads_per_molecule"].to_numpy() for each in (adata, other))
+    np.testing.assert_allclose(found[:300], expected, rtol=0.05)
+
+
+def test_all_reads_come_back(imputed: ad.AnnData) -> None:
+    """Molecules times what each gives are the reads, of every gene."""
+    per_molecule = imputed.obs["dropout_prob_reads_per_molecule"].to_numpy()
+    factor, divisor = (imputed.varm[f"dropout_prob_reads_{name}"][:, 0] for name in ("factor", "divisor"))
+    counts = sp.csr_array(imputed.X)
+    back = (to_molecules(counts, per_molecule, divisor).T @ per_molecule) * factor
+    np.testing.assert_allclose(back, counts.sum(axis=0), rtol=1e-4)
+    adata = imputed.copy()
+    scnn.pp.cnn_impute(adata, entries="all", estimate="expected_count", verbose=False)
+    assert adata.layers["cnn_denoised"].sum() == pytest.approx(counts.sum(), rel=0.05)
 
 
 def test_the_bundled_data_are_molecules(caplog: pytest.LogCaptureFixture) -> None:
@@ -149,11 +183,12 @@ def test_exact_poisson_molecules_of_equal_genes() -> None:
     rng = np.random.default_rng(0)
     rate = np.outer(rng.gamma(20, 1 / 20, 500), rng.gamma(1.0, 0.7, 300))
     counts = sp.csr_array(40.0 * rng.poisson(rate))
-    factor, share = estimate_reads(counts, lambda _: rate.T, np.arange(500))
+    divisor, factor, share = estimate_reads(counts, lambda _: rate.T, np.arange(500))
     per_cell = reads_of_cells(counts, counts.sum(axis=1), share)
     assert np.median(per_cell) == pytest.approx(40, rel=0.05)
     seen = (dense(counts) > 0).mean(axis=0)
-    np.testing.assert_allclose(np.median(factor[(seen > 0.1) & (seen < 0.9)]), 1.0, rtol=0.1)
+    for each in (divisor, factor):
+        np.testing.assert_allclose(np.median(each[(seen > 0.1) & (seen < 0.9)]), 1.0, rtol=0.1)
 
 
 def test_observed_reads_stay(reads: ad.AnnData, imputed: ad.AnnData) -> None:

@@ -13,6 +13,7 @@ from helpers import QUICK, dense, simulate
 
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute.dropout.protocols import PROTOCOLS, find_protocol
+from scanpy_cnnimpute.imputation import find_imputer
 from scanpy_cnnimpute.imputation.base import NO_INPUTS, TRAINING_FAILED
 from scanpy_cnnimpute.pp import _report
 
@@ -78,8 +79,10 @@ def test_genes_that_no_cell_has(adata: ad.AnnData, warned: Callable[..., str]) -
     counts = dense(adata.X).copy()
     counts[:, 10:] = 0
     text = warned(ad.AnnData(counts), **FAST)
-    assert "most genes are left as they are (40 genes 'not modelled'). The dropout model knows nothing of them" in text
+    assert "most genes are left as they are (40 genes 'not modelled'). No cell that the dropout model was" in text
     assert "sc.pp.filter_genes(adata, min_cells=3)" in text
+    text = warned(ad.AnnData(counts), entries="all", **FAST)
+    assert "most genes are left as they are (40 genes 'not modelled')" in text
 
 
 def test_too_few_cells(warned: Callable[..., str]) -> None:
@@ -95,32 +98,34 @@ def test_cells_without_counts(adata: ad.AnnData, warned: Callable[..., str]) -> 
     counts = dense(adata.X).copy()
     counts[[3, 7]] = 0
     text = warned(ad.AnnData(sp.csr_matrix(counts)), **FAST)
-    assert "2 cells have no counts and stay as they are: sc.pp.filter_cells(adata, min_counts=1) drops them" in text
+    assert "cells without counts stay as they are (2): sc.pp.filter_cells(adata, min_counts=1) drops them" in text
 
 
 def test_cells_without_a_cluster(adata: ad.AnnData, warned: Callable[..., str]) -> None:
     adata.obs["some"] = adata.obs["type"].where(np.arange(60) > 4)
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="some")
     text = warned(adata, **QUICK)
-    assert "5 cells have no cluster and stay as they are; cluster_key= takes another column" in text
+    assert "cells without a cluster stay as they are (5); cluster_key= takes another column" in text
 
 
 def test_small_clusters(adata: ad.AnnData, warned: Callable[..., str]) -> None:
     adata.obs["uneven"] = np.where(np.arange(60) < 4, "tiny", "rest")
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="uneven")
     text = warned(adata, **QUICK)
-    assert "the clusters 'tiny' have too few cells, and their 4 cells stay as they are" in text
-    assert "pass a cluster_key= with larger ones" in text
+    assert "cells of clusters that are too small stay as they are ('tiny': 4)" in text
+    assert "cluster_key= takes a column with larger ones" in text
+    assert "genes" not in text
 
 
 @pytest.mark.parametrize(("code", "keyword"), [(NO_INPUTS, "max_dropout="), (TRAINING_FAILED, "learning_rate=")])
 def test_reasons_of_the_published_networks(code: int, keyword: str, caplog: pytest.LogCaptureFixture) -> None:
-    class Imputer:
-        status = np.full((50, 1), code, dtype=np.int8)
-
     with caplog.at_level(logging.WARNING, "scanpy_cnnimpute"):
-        _report._warn_of_genes(Imputer(), 0.0, 0, 100)  # type: ignore[arg-type]
+        _report._warn_of_genes(find_imputer("paper"), np.full(50, code), 0.0, 0)  # type: ignore[arg-type]
     assert keyword in caplog.text
+
+
+def test_no_zeros_to_impute(warned: Callable[..., str]) -> None:
+    assert warned(ad.AnnData(dense(simulate().X) + 1), **FAST) == ""
 
 
 def test_every_reason_says_what_helps() -> None:

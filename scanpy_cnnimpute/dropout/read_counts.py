@@ -21,7 +21,7 @@ MIN_READS = 10.0
 data sets with UMIs and 37 to 172 on six without."""
 UNCLEAR = 1.5  # factor around that within which a warning asks for count_type
 TELLING_ZEROS = (0.15, 0.85)  # share of zeros of a gene that tells how they fall with the mean
-MIN_TELLING_GENES = 10  # fewer say nothing; then all genes with zeros are asked
+MIN_TELLING_GENES = 10  # with fewer, rarer genes are asked, too; with fewer even so, counts are not taken for reads
 
 N_ROUNDS = 6  # of cells and genes in turn; molecules move by less than 0.1 % after four
 N_GRID = 500  # points of a detection curve, over some ten decades
@@ -31,7 +31,7 @@ NEWTON_TOLERANCE = 1e-6  # relative
 
 
 def reads_per_molecule(counts: sp.csr_array) -> float:
-    """How zeros fall with the mean: about 1 for molecules, tens for reads; 1 where no gene tells.
+    """How zeros fall with the mean: about 1 for molecules, tens for reads.
 
     Parameters
     ----------
@@ -41,15 +41,15 @@ def reads_per_molecule(counts: sp.csr_array) -> float:
     Returns
     -------
     The median over genes with 15 to 85 % zeros of the mean count over ``-log(share of zeros)``, which for Poisson
-    distributed molecules is the mean number of reads of one.
+    distributed molecules is the mean number of reads of one. NaN if fewer than ten genes tell.
     """
     zeros = 1.0 - np.bincount(counts.indices, minlength=counts.shape[1]) / max(counts.shape[0], 1)
     low, high = TELLING_ZEROS
     telling = (zeros >= low) & (zeros <= high)
     if telling.sum() < MIN_TELLING_GENES:
-        telling = (zeros > 0) & (zeros < 1)
-    if not telling.any():
-        return 1.0
+        telling = (zeros >= low) & (zeros < 1)
+    if telling.sum() < MIN_TELLING_GENES:
+        return float("nan")
     mean = counts.sum(axis=0, dtype=np.float64)[telling] / counts.shape[0]
     return float(np.median(mean / -np.log(zeros[telling])))
 
@@ -59,6 +59,9 @@ def resolve_count_type(counts: sp.csr_array, count_type: CountType, *, caller: s
     if count_type != "auto":
         return count_type
     figure = reads_per_molecule(counts)
+    if np.isnan(figure):
+        logger.info("%s: too few genes tell reads from molecules; the counts are taken for molecules", caller)
+        return "umi"
     decided: Literal["umi", "reads"] = "reads" if figure >= MIN_READS else "umi"
     if decided == "reads":
         logger.info(
@@ -77,15 +80,15 @@ def resolve_count_type(counts: sp.csr_array, count_type: CountType, *, caller: s
     return decided
 
 
-def to_molecules(reads: sp.csr_array, per_molecule: np.ndarray, factor: np.ndarray) -> sp.csr_array:
+def to_molecules(reads: sp.csr_array, per_molecule: np.ndarray, divisor: np.ndarray) -> sp.csr_array:
     """Whole numbers of molecules, at least 1 where there are reads.
 
     Parameters
     ----------
     reads
         ``(n_cells, n_genes)``, without stored zeros.
-    per_molecule, factor
-        ``(n_cells,)`` and ``(n_genes,)``: a molecule of gene j gives ``per_molecule[i] * factor[j]`` reads in cell i.
+    per_molecule, divisor
+        ``(n_cells,)`` and ``(n_genes,)``: a molecule of gene j gives ``per_molecule[i] * divisor[j]`` reads in cell i.
 
     Returns
     -------
@@ -93,7 +96,7 @@ def to_molecules(reads: sp.csr_array, per_molecule: np.ndarray, factor: np.ndarr
     """
     values = np.repeat(1.0 / per_molecule, np.diff(reads.indptr))
     values *= reads.data
-    values /= factor[reads.indices]
+    values /= divisor[reads.indices]
     np.maximum(np.rint(values, out=values), 1.0, out=values)
     return sp.csr_array((values.astype(np.float32), reads.indices, reads.indptr), shape=reads.shape)
 
@@ -116,13 +119,13 @@ def reads_of_cells(reads: sp.csr_array, library_size: np.ndarray, molecule_share
 
 def estimate_reads(
     reads: sp.csr_array, expect: Callable[[sp.csr_array], np.ndarray], sample: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Estimate how many reads a molecule gives from how zeros fall with what is expected.
 
     Parameters
     ----------
     reads
-        ``(n_cells, n_genes)``, without stored zeros.
+        ``(n_cells, n_genes)``, without stored zeros and without cells that have no reads.
     expect
         Gives for the molecules of some cells what is expected of each entry, ``(n_genes, n_cells)``.
     sample
@@ -130,8 +133,10 @@ def estimate_reads(
 
     Returns
     -------
-    factor
+    divisor
         ``(n_genes,)`` reads that a molecule of the gene gives, relative to the average: genes differ in length.
+    factor
+        The same, so that the molecules of a gene give its reads: smaller, as few reads count as a molecule, too.
     molecule_share
         ``(n_genes,)`` share of the gene in the molecules of an average cell, on the scale on which
         :func:`reads_of_cells` counts molecules.
@@ -142,34 +147,39 @@ def estimate_reads(
     molecules, the share q of which are the gene's, one is there with the probability ``1 - exp(-n q)``. The number of
     genes that a cell shows thus gives its n, and the number of cells that show a gene its q. Reads over molecules are
     the reads per molecule. Genes that differ between cells have more zeros than that, and seem to give more reads than
-    they do: they are estimated again, with what is expected of each entry instead of n q.
+    they do: they are estimated again, with what is expected of each entry instead of n q. What remains of such
+    differences makes the numbers too large, by a few per cent to a tenth on thinned real data.
     """
     library_size, total = reads.sum(axis=1, dtype=np.float64), reads.sum(axis=0, dtype=np.float64)
     shown = np.diff(reads.indptr)
     seen, telling = _seen(reads)
-    molecules, factor = np.maximum(shown, 1).astype(np.float64), np.ones(total.size)
+    molecules, divisor = shown.astype(np.float64), np.ones(total.size)
     for _ in range(N_ROUNDS):
-        factor[telling] = total[telling] / (_invert_detection(molecules, seen[telling]) * library_size.sum())
-        factor[~telling] = _median(factor[telling])
-        share = total / (factor * library_size.sum())
+        divisor[telling] = total[telling] / (_invert_detection(molecules, seen[telling]) * library_size.sum())
+        divisor[~telling] = _median(divisor[telling])
+        share = total / (divisor * library_size.sum())
         # Remove the scale ambiguity between molecules and shares.
-        factor, share = factor * share.sum(), share / share.sum()
+        divisor, share = divisor * share.sum(), share / share.sum()
         molecules = _invert_detection(share, shown)
-    per_molecule = np.where(shown > 0, library_size / molecules, 1.0)
-    level, factor = _balanced(reads, per_molecule, factor)
+    per_molecule = library_size / molecules
+    level, divisor = _balanced(reads, per_molecule, divisor)
 
     own, per_own = reads[sample], level * per_molecule[sample]
     seen, telling = _seen(own)
-    expected = expect(to_molecules(own, per_own, factor)).astype(np.float64)
+    expected = expect(to_molecules(own, per_own, divisor)).astype(np.float64)
     # What is expected of a gene adds up to its reads, over those that a molecule of the average gene would give.
     worth = own.T @ (1.0 / per_own)
     expected *= np.divide(worth, expected.sum(axis=1), out=np.zeros_like(worth), where=worth > 0)[:, None]
     solved = np.empty(int(telling.sum()))
     solve_detection(expected[telling], seen[telling], solved)
-    factor[telling] = 1.0 / solved
-    factor[~telling & (seen > 0)] = _median(factor[telling])
-    change, factor = _balanced(reads, level * per_molecule, factor)
-    return factor, share * (level * change)
+    divisor[telling] = 1.0 / solved
+    divisor[~telling & (seen > 0)] = _median(divisor[telling])
+    change, divisor = _balanced(reads, level * per_molecule, divisor)
+
+    per_molecule *= level * change
+    given = to_molecules(reads, per_molecule, divisor).T @ per_molecule
+    factor = np.divide(total, given, out=divisor.copy(), where=given > 0)
+    return divisor, factor, share * (level * change)
 
 
 def _seen(reads: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
@@ -182,14 +192,14 @@ def _median(values: np.ndarray) -> float:
     return float(np.median(values)) if values.size else 1.0
 
 
-def _balanced(reads: sp.csr_array, per_molecule: np.ndarray, factor: np.ndarray) -> tuple[float, np.ndarray]:
-    """Shift a scale from the genes to the cells, so that all molecules times the reads of each are all reads.
+def _balanced(reads: sp.csr_array, per_molecule: np.ndarray, divisor: np.ndarray) -> tuple[float, np.ndarray]:
+    """Shift a scale from the genes to the cells, so that the average molecule of all cells gives what cells say.
 
-    Returns what `per_molecule` is to be multiplied by, and the new factors.
+    Returns what `per_molecule` is to be multiplied by, and the new divisors.
     """
-    molecules = to_molecules(reads, per_molecule, factor).sum(axis=1, dtype=np.float64)
+    molecules = to_molecules(reads, per_molecule, divisor).sum(axis=1, dtype=np.float64)
     scale = reads.sum(dtype=np.float64) / float(molecules @ per_molecule)
-    return scale, factor / scale
+    return scale, divisor / scale
 
 
 def _invert_detection(weights: np.ndarray, detected: np.ndarray) -> np.ndarray:

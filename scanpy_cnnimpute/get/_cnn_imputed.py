@@ -64,9 +64,13 @@ def cnn_imputed(
     check_fingerprint(part, key, counts)
     imputer = load_imputer(part, key)
     values = counts[:, wanted].astype(np.result_type(counts.dtype, np.float32)).toarray()
+    dropout = _dropout(part, counts, key)
+    scale = imputer.kept_scale(dropout)
+    if scale is not None:
+        values *= scale[:, None]
     # Genes may be asked for in any order, and more than once.
     distinct = np.unique(wanted)
-    for imputed in imputer.predict(counts, _dropout(part, counts, key), genes=distinct):
+    for imputed in imputer.predict(counts, dropout, genes=distinct):
         block = imputed.values[:, wanted].toarray()
         values[imputed.cells] = np.where(block > 0, block, values[imputed.cells])
     return values

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def put_in(
-    matrix: Any, counts: sp.csr_array, predictions: Iterable[Imputed], *, dense: bool = False, return_std: bool = False
+    matrix: Any,
+    counts: sp.csr_array,
+    predictions: Iterable[Imputed],
+    *,
+    dense: bool = False,
+    scale: np.ndarray | None = None,
+    return_std: bool = False,
 ) -> tuple[Any, Any]:
     """A copy of the counts with predictions in it, and the standard deviations of these.
 
@@ -29,6 +35,8 @@ def put_in(
         Blocks of cells; cells in none stay as they are. Those of sparse results have values at zeros alone.
     dense
         Make the results dense: predictions of all entries leave no zeros.
+    scale
+        ``(n_cells,)`` what counts without a prediction are multiplied by, in dense results.
     return_std
         Also put the standard deviations together.
 
@@ -48,7 +56,7 @@ def put_in(
             yield part
 
     if dense or isinstance(matrix, np.ndarray):
-        filled = _fill_dense(matrix.toarray() if sp.issparse(matrix) else matrix, dtype, kept())
+        filled = _fill_dense(matrix.toarray() if sp.issparse(matrix) else matrix, dtype, scale, kept())
         return filled, _spread_dense(spread, counts.shape) if return_std else None
     kind = sp.csr_matrix if isinstance(matrix, sp.spmatrix) else sp.csr_array
     sparse = kind(_fill_sparse(counts, dtype, kept()))
@@ -62,8 +70,12 @@ class _Part:
         self.cells, self.entries = cells, entries
 
 
-def _fill_dense(matrix: np.ndarray, dtype: np.dtype, predictions: Iterable[Imputed]) -> np.ndarray:
+def _fill_dense(
+    matrix: np.ndarray, dtype: np.dtype, scale: np.ndarray | None, predictions: Iterable[Imputed]
+) -> np.ndarray:
     dense = matrix.astype(dtype, order="C")
+    if scale is not None:
+        dense *= scale[:, None]
     for part in predictions:
         values = part.values
         fill_rows(part.cells, values.indptr, values.indices, values.data, dense)

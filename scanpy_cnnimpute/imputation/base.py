@@ -217,6 +217,10 @@ class Imputer(ArrayRecord, ABC):
         rows = evenly_spaced(counts.shape[0], SAMPLE_CELLS)
         return rows, list(self.note_imputed(self.predict(counts[rows], dropout.take(rows))))
 
+    def kept_scale(self, dropout: Dropout) -> np.ndarray | None:
+        """What counts without a prediction are multiplied by, ``(n_cells,)``; None if they stay as they are."""
+        return None
+
     @classmethod
     def check_std(cls, *, return_std: bool) -> None:
         """Refuse standard deviations from an imputer that has none."""

@@ -18,7 +18,7 @@ from ._dropout_prob import Store  # noqa: TC001 - the command line reads its cho
 from ._outputs import add_layers, history_table, status_table, summary_table
 from ._report import report
 from ._request import ImputeRequest, choose
-from ._sources import dropout_of, fit_options
+from ._sources import dropout_of, fit_options, refuse_remnants
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,8 @@ def cnn_impute(
         on the scale of counts, which is larger; for sums over cells. Both need a calibrated dropout model.
         ``"conditional"``: what the network predicts a count to be if it is not zero. Default: the first where it is
         possible, else the last. With ``entries="all"`` the first is the mean of log1p(CP10k) of new counts of the entry
-        at library size `depth`, turned back into counts, the second the mean count.
+        at library size `depth`, turned back into counts, which add up to less than that; the second is their mean, for
+        sums over cells and genes.
     gate
         Leave a gene as it is, in all cells, if its held-out molecules were predicted worse than by the gene's mean and
         worse than by zeros, by more than five standard errors each. Default: on with a calibrated model, off with
@@ -121,8 +122,9 @@ def cnn_impute(
     n_steps
         Default only: batches that the network is trained on (300).
     depth
-        Denoising only: library size at which the mean of the logarithm is taken; the smaller, the fainter are small
-        values. The layer is at the library size of the cell all the same. Default: that of the cell.
+        Denoising only: library size, in the unit of the counts, of the new counts that are meant, and so of the layer:
+        genes that are left as they are come at that depth, too. The smaller, the fainter are the means of logarithms.
+        Default: that of the cell.
     n_components
         Conditional only: most components of the low rank; fewer for fewer than ten cells each (30).
     n_folds
@@ -161,10 +163,11 @@ def cnn_impute(
         ``(n_obs, n_vars)`` counts, the unit of the input, if `store` says so: observed counts bit-identical, dropouts
         predicted. CSR if the input is sparse, else dense; float32 where that holds the counts of the input, else
         float64. With ``entries="all"`` all entries of imputed genes are predicted, and it is dense. Normalise it with
-        the library sizes of the observed counts.
+        the library sizes of the observed counts, or with `depth`.
     ``.layers[f"{key_added}_std"]``
         With ``return_std=True``: ``(n_obs, n_vars)`` float32 standard deviations at the imputed entries, 0 elsewhere:
-        of log1p(counts) around the conditional estimate, else of log1p(CP10k).
+        of log1p(counts) around the conditional estimate, else of log1p(CP10k), of molecules if reads were counted; with
+        ``entries="all"`` of that of new counts at `depth`.
     ``.uns[key_added]``
         ``params`` (with ``units``), ``written`` (the keys of this call); ``history``: DataFrame with
         ``cluster``, ``subset``, ``epoch``, ``loss``, ``val_loss`` (paper: of log1p counts, or counts with
@@ -242,6 +245,7 @@ def cnn_impute(
 
 def _impute(adata: AnnData, request: ImputeRequest, selected: np.ndarray, *, verbose: bool) -> None:
     """Choose, read, fit, predict, write."""
+    refuse_remnants(adata, request.dropout_key)
     choice, key = choose(adata, request), request.key_added
     keys = [("layers", key), ("layers", f"{key}_std"), *imputer_keys(key)]
     results = Results(adata, function=IMPUTE_FUNCTION, key=key, keys=keys)
@@ -252,6 +256,8 @@ def _impute(adata: AnnData, request: ImputeRequest, selected: np.ndarray, *, ver
     matrix = raw_matrix(adata, request.layer)
     n_imputed, has_layer = add_layers(results, matrix, counts, imputer, dropout, predictions, request)
     params = choice.params(request, has_layer=has_layer)
+    if isinstance(dropout, ModelledDropout):
+        params["count_type"] = getattr(dropout.model, "count_type", request.count_type)
     record = {
         "history": history_table(imputer.history),
         "status": status_table(imputer, options.clusters, adata.var_names),

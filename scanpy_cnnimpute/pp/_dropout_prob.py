@@ -109,7 +109,8 @@ def dropout_prob(
         Calibrated: share of the molecules counted, as given or assumed.
     ``.obs[f"{key_added}_reads_per_molecule"]``, ``.varm[f"{key_added}_reads_factor"]``
         Calibrated, if reads were counted: how many the average molecule gives in each cell, and, ``(n_vars, 1)``, how
-        many one of the gene gives relative to it.
+        many one of the gene gives relative to it. Rather too many: differences between cells that the model does not
+        know look the same.
     ``.obsm[f"{key_added}_scores"]``, ``.varm[f"{key_added}_loadings"]``
         Calibrated: ``(n_obs, 20)`` and ``(n_vars, 20)`` float32, whose product is the expected count of molecules.
     ``.varm[f"{key_added}_shape"]``
@@ -261,7 +262,7 @@ def fit_and_store(adata: AnnData, counts: csr_array, request: DropoutRequest, se
     if layer is not None:
         record["layer_checksum"] = layer_checksum(layer)
     results.write(record, params)
-    _report(fit, summary, key)
+    _report(fit, summary, key, has_zeros=counts.nnz < counts.shape[0] * counts.shape[1])
     return dropout
 
 
@@ -348,7 +349,7 @@ def _add_layer(
     return layer
 
 
-def _report(fit: DropoutFit, summary: pd.DataFrame, key: str) -> None:
+def _report(fit: DropoutFit, summary: pd.DataFrame, key: str, *, has_zeros: bool) -> None:
     """Log what the fit says, in one line, and warn of mixtures that have collapsed."""
     called = np.average(summary["zeros_called"], weights=summary["n_cells"])
     logger.info("pp.dropout_prob: %.1f %% of the zeros have a dropout probability above 0.5", 100 * called)
@@ -359,12 +360,13 @@ def _report(fit: DropoutFit, summary: pd.DataFrame, key: str) -> None:
             *np.quantile(fit.cells.reads_per_molecule, [0.5, 0.25, 0.75]),  # type: ignore[attr-defined]
             *np.quantile(fit.model.reads_factor, [0.1, 0.9]),  # type: ignore[attr-defined]
         )
-    if fit.model.gain is not None and summary["dropouts"].max() < FEW_DROPOUTS:
+    if has_zeros and fit.model.gain is not None and summary["dropouts"].max() < FEW_DROPOUTS:
         logger.warning(
             "pp.dropout_prob: hardly any zero is a probable dropout (%.2g %%), as nearly all molecules count as seen; "
             "state a lower capture_efficiency=, a number or a protocol, if more is missing than a deeper run would "
-            "count, or count_type='reads' if these are reads.",
+            "count%s.",
             100 * summary["dropouts"].max(),
+            "" if getattr(fit.model, "count_type", None) == "reads" else ", or count_type='reads' if these are reads",
         )
     if "collapsed" in summary and (summary["collapsed"] > MAX_COLLAPSED).any():
         logger.warning(

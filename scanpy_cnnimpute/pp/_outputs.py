@@ -52,7 +52,8 @@ def add_layers(
             yield part
 
     dense = imputer.entries == "all"
-    imputed, deviation = put_in(matrix, counts, counted(), dense=dense, return_std=request.return_std)
+    scale = imputer.kept_scale(dropout)
+    imputed, deviation = put_in(matrix, counts, counted(), dense=dense, scale=scale, return_std=request.return_std)
     results.add("layers", key, imputed)
     if request.return_std:
         results.add("layers", f"{key}_std", deviation)

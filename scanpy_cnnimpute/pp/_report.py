@@ -29,20 +29,27 @@ if TYPE_CHECKING:
     from ..imputation import Imputer
 
 FEW = 0.01  # share of the zeros below which imputing hardly changes the data
+MOST = 0.5  # share of the genes
 
+FILTER_GENES = (
+    "No cell that the dropout model was fitted to has them: sc.pp.filter_genes(adata, min_cells=3) drops them."
+)
 WHAT_HELPS = {
     NOTHING_MISSING: "Their dropout probabilities are not above threshold=: lower it, or state capture_efficiency= in "
     "pp.dropout_prob, a number or a protocol, if more is missing than a deeper run would count.",
-    NOT_MODELLED: "The dropout model knows nothing of them: drop genes that hardly any cell has with "
-    "sc.pp.filter_genes(adata, min_cells=3), or take model='calibrated' in pp.dropout_prob.",
-    TOO_FEW_CELLS: f"At least {MIN_CELLS} cells with counts are needed, with preset='paper' in each cluster: pass a "
-    "cluster_key= with larger ones.",
+    NOT_MODELLED: "The gamma-normal mixture does not model them: model='calibrated' in pp.dropout_prob does.",
+    TOO_FEW_CELLS: f"Networks need {MIN_CELLS} cells in a cluster: cluster_key= takes a column with larger ones.",
     NO_INPUTS: "No gene is left to predict them from: raise max_dropout=.",
     TRAINING_FAILED: "Their networks gave infinite counts: lower learning_rate=.",
     NO_GAIN: "Held-out molecules are predicted worse than by the gene's mean and by zeros; gate=False imputes them all "
     "the same.",
     NOT_SELECTED: "mask_var= chooses the genes.",
 }
+WITHOUT_CLUSTERS = {
+    NOT_MODELLED: FILTER_GENES,
+    TOO_FEW_CELLS: f"At least {MIN_CELLS} cells with counts are needed; pp.cnn_impute has no keyword that changes it.",
+}
+"""What helps with imputers that train one network for all cells."""
 
 
 def report(imputer: Imputer, n_imputed: np.ndarray, counts: sp.csr_array, clusters: Clusters) -> None:
@@ -77,7 +84,16 @@ def report(imputer: Imputer, n_imputed: np.ndarray, counts: sp.csr_array, cluste
         "denoised" if everything else "imputed",
     )
     _warn_of_cells(imputer, shown, clusters)
-    _warn_of_genes(imputer, share, n_entries, n_candidates)
+    if n_candidates:
+        _warn_of_genes(imputer, _reasons(imputer, clusters), share, n_entries)
+
+
+def _reasons(imputer: Imputer, clusters: Clusters) -> np.ndarray:
+    """Status of each gene: imputed if it is so in any cluster, else that in the largest cluster."""
+    if imputer.status.shape[1] == 1:
+        return imputer.status[:, 0]
+    sizes = np.bincount(clusters.codes[clusters.codes >= 0], minlength=imputer.status.shape[1])
+    return np.where((imputer.status == IMPUTED).any(axis=1), IMPUTED, imputer.status[:, np.argmax(sizes)])
 
 
 def _warn_of_cells(imputer: Imputer, shown: np.ndarray, clusters: Clusters) -> None:
@@ -85,8 +101,8 @@ def _warn_of_cells(imputer: Imputer, shown: np.ndarray, clusters: Clusters) -> N
     n_empty = int((shown == 0).sum())
     if n_empty:
         logger.warning(
-            "pp.cnn_impute: %d cells have no counts and stay as they are: sc.pp.filter_cells(adata, min_counts=1) "
-            "drops them.",
+            "pp.cnn_impute: cells without counts stay as they are (%d): sc.pp.filter_cells(adata, min_counts=1) drops "
+            "them.",
             n_empty,
         )
     if not imputer.trains_in_clusters:
@@ -94,37 +110,47 @@ def _warn_of_cells(imputer: Imputer, shown: np.ndarray, clusters: Clusters) -> N
     n_outside = int(((clusters.codes < 0) & (shown > 0)).sum())
     if n_outside:
         logger.warning(
-            "pp.cnn_impute: %d cells have no cluster and stay as they are; cluster_key= takes another column, and "
+            "pp.cnn_impute: cells without a cluster stay as they are (%d); cluster_key= takes another column, and "
             "preset='default' needs no clusters.",
             n_outside,
         )
     small = np.flatnonzero((imputer.status == TOO_FEW_CELLS).any(axis=0))
     if small.size and small.size < len(clusters.names):
         logger.warning(
-            "pp.cnn_impute: the clusters %s have too few cells, and their %d cells stay as they are. %s",
+            "pp.cnn_impute: cells of clusters that are too small stay as they are (%s: %d). %s",
             quote_some(clusters.names[position] for position in small),
             int(np.isin(clusters.codes, small).sum()),
             WHAT_HELPS[TOO_FEW_CELLS],
         )
 
 
-def _warn_of_genes(imputer: Imputer, share: float, n_entries: int, n_candidates: int) -> None:
-    """Warn if hardly anything is imputed or most genes are left out, with the most frequent reason."""
-    status = imputer.status.ravel()
-    left_out = pd.Series(status[status != IMPUTED]).value_counts()
-    reasons = ", ".join(f"{n} genes {STATUSES[code]!r}" for code, n in left_out.items())
-    asked = status != NOT_SELECTED
-    most = (status[asked] != IMPUTED).mean() > 0.5 if asked.any() else True  # noqa: PLR2004
-    few = share < FEW and n_candidates > 0
+def _warn_of_genes(imputer: Imputer, status: np.ndarray, share: float, n_entries: int) -> None:
+    """Warn if hardly anything is imputed or most genes are left out, with the most frequent reason.
+
+    Parameters
+    ----------
+    imputer
+        After the predictions.
+    status
+        ``(n_genes,)`` positions in :data:`STATUSES`.
+    share, n_entries
+        Share of the entries that might be imputed, and number of those that are.
+    """
+    asked = status[status != NOT_SELECTED]
+    few, most = share < FEW, (asked != IMPUTED).mean() > MOST if asked.size else True
     if not (few or most):
         return
+    left_out = pd.Series(status[status != IMPUTED]).value_counts()
+    counted = [f"{n} gene{'' if n == 1 else 's'} {STATUSES[code]!r}" for code, n in left_out.items()]
+    reasons = f" ({', '.join(counted)})" if counted else ""
     # What the user chose is no reason, unless it is the only one.
-    chosen_last = sorted(left_out.items(), key=lambda item: (item[0] == NOT_SELECTED, -item[1]))
-    helps = WHAT_HELPS[chosen_last[0][0] if chosen_last else NOTHING_MISSING]
+    first = min(left_out.index, key=lambda code: (code == NOT_SELECTED, -left_out[code]), default=NOTHING_MISSING)
+    helps = WHAT_HELPS if imputer.trains_in_clusters else WHAT_HELPS | WITHOUT_CLUSTERS
+    entries, imputed = ("entries", "denoised") if imputer.entries == "all" else ("zeros", "imputed")
     if n_entries == 0:
-        logger.warning("pp.cnn_impute: nothing is imputed (%s). %s", reasons, helps)
+        logger.warning("pp.cnn_impute: nothing is %s%s. %s", imputed, reasons, helps[first])
     elif few:
-        explained = f" ({reasons})" if reasons else ""
-        logger.warning("pp.cnn_impute: only %.2g %% of the zeros are imputed%s. %s", 100 * share, explained, helps)
+        text = "pp.cnn_impute: only %.2g %% of the %s are %s%s. %s"
+        logger.warning(text, 100 * share, entries, imputed, reasons, helps[first])
     else:
-        logger.warning("pp.cnn_impute: most genes are left as they are (%s). %s", reasons, helps)
+        logger.warning("pp.cnn_impute: most genes are left as they are%s. %s", reasons, helps[first])

@@ -36,8 +36,6 @@ def dropout_of(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) -> 
     key = request.dropout_key
     if has_dropout_model(adata, key):
         _check_origin(adata, request)
-    elif key in layer_names(adata):
-        _refuse_remnants(adata, key)
     dropout = load_dropout(adata, key, counts)
     if dropout is None:
         return _fit_dropout(adata, counts, request)
@@ -106,8 +104,10 @@ def _check_clusters(adata: AnnData, dropout: ModelledDropout, request: ImputeReq
             raise ValueError(msg)
 
 
-def _refuse_remnants(adata: AnnData, key: str) -> None:
+def refuse_remnants(adata: AnnData, key: str) -> None:
     """A dropout layer whose model is incomplete is not a layer of the user's own."""
+    if has_dropout_model(adata, key) or key not in layer_names(adata):
+        return
     remnants = [
         f"adata.{attribute}[{name!r}]" for attribute, name in dropout_keys(key) if name in getattr(adata, attribute)
     ]

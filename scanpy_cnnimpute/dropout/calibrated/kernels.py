@@ -406,7 +406,7 @@ def denoise(  # type: ignore[no-untyped-def]
     indptr, indices, data, position, scores, loadings, shape, correction, own_depth, depth, target_sum, logarithmic,
     values, deviation,
 ):  # fmt: skip
-    """Posterior mean of every entry given its own count, or that of log1p per `target_sum` at `depth`, turned back.
+    """Posterior mean at `depth` of every entry given its own count, or that of log1p per `target_sum`, turned back.
 
     CSR counts; `loadings` ``(n_factors, n_wanted)`` and `shape` are of the wanted genes; gene j of the counts is
     ``position[j]`` of these, or none if negative. `correction`, `values` and, unless empty, `deviation` have
@@ -426,15 +426,13 @@ def denoise(  # type: ignore[no-untyped-def]
         for g in range(n_wanted):
             place, mu, y = i * n_wanted + g, np.float64(row[g]), np.float64(own[g])
             if mu <= 0.0:
-                values[place] = y
+                values[place] = y * times
                 if deviation.size > 0:
                     deviation[place] = 0.0
                 continue
             r = shape[g] + y
-            mean = r / (shape[g] + mu) * mu * math.exp(correction[place])
-            values[place] = mean
-            if logarithmic:
-                values[place] = math.expm1(_log_mean(mean * times, r, scale, logs, differences)) / scale / times
+            mean = r / (shape[g] + mu) * mu * math.exp(correction[place]) * times
+            values[place] = math.expm1(_log_mean(mean, r, scale, logs, differences)) / scale if logarithmic else mean
             if deviation.size > 0:
-                present, first, second = _log_parts(mean * times, r, scale, logs)
+                present, first, second = _log_parts(mean, r, scale, logs)
                 deviation[place] = math.sqrt(max(present * second - (present * first) ** 2, 0.0))

@@ -114,10 +114,10 @@ class CalibratedModel(DropoutModel):
         standard errors.
     train_loadings
         ``(n_genes, n_factors)`` loadings fitted to the first set of split molecules alone.
-    reads_factor, molecule_share
-        ``(n_genes,)`` reads that a molecule of the gene gives, relative to the average molecule, and share of the gene
-        in the molecules; see :func:`~scanpy_cnnimpute.dropout.read_counts.estimate_reads`. None if molecules were
-        counted; reads become molecules in everything that follows.
+    reads_divisor, reads_factor, molecule_share
+        ``(n_genes,)`` reads that a molecule of the gene gives, relative to the average molecule, to turn reads into
+        molecules and molecules into reads, and share of the gene in the molecules; see
+        :func:`~scanpy_cnnimpute.dropout.read_counts.estimate_reads`. None if molecules were counted.
     gene_ids
         ``(n_genes,)`` position of the gene in the data of the fit.
     train_cells, train_scores
@@ -146,6 +146,7 @@ class CalibratedModel(DropoutModel):
     train_cells: np.ndarray = array("i4", "train")
     train_scores: np.ndarray = array("f4", "train", "factors")
     random_state: int = array("i8")
+    reads_divisor: np.ndarray | None = array("f8", "genes", optional=True)
     reads_factor: np.ndarray | None = array("f8", "genes", optional=True)
     molecule_share: np.ndarray | None = array("f8", "genes", optional=True)
 
@@ -160,14 +161,14 @@ class CalibratedModel(DropoutModel):
         random_state: int = 0,
     ) -> DropoutFit:
         """Fit to at most `MAX_CELLS` cells and describe all; see :meth:`DropoutModel.fit`."""
-        draw_seed, *seeds, read_seed = np.random.SeedSequence(random_state).spawn(2 + N_STARTS)
+        draw_seed, seeds, read_seed = _seeds(random_state)
         drawn = _draw_cells(np.diff(counts.indptr) > 0, np.random.default_rng(draw_seed))
         library_size = counts.sum(axis=1, dtype=np.float64)
-        per_molecule = factor = share = None
+        per_molecule = divisor = factor = share = None
         if count_type == "reads":
-            factor, share = _estimate_reads(counts[drawn], read_seed)
+            divisor, factor, share = _estimate_reads(counts[drawn], read_seed)
             per_molecule = reads_of_cells(counts, library_size, share)
-            counts = to_molecules(counts, per_molecule, factor)
+            counts = to_molecules(counts, per_molecule, divisor)
         own = counts if drawn.size == counts.shape[0] else counts[drawn]
         gene_ids = np.arange(counts.shape[1], dtype=np.int32)
         train, test = split_molecules(own, drawn, gene_ids, random_state)
@@ -186,6 +187,7 @@ class CalibratedModel(DropoutModel):
             shape=shape,
             gain=gain,
             train_loadings=train_loadings,
+            reads_divisor=divisor,
             reads_factor=factor,
             molecule_share=share,
             gene_ids=gene_ids,
@@ -212,9 +214,9 @@ class CalibratedModel(DropoutModel):
         none = np.empty(0, dtype=np.int64)
         library_size = counts.sum(axis=1, dtype=np.float64)
         per_molecule = None
-        if self.reads_factor is not None and self.molecule_share is not None:
+        if self.reads_divisor is not None and self.molecule_share is not None:
             per_molecule = reads_of_cells(counts, library_size, self.molecule_share)
-            counts = to_molecules(counts, per_molecule, self.reads_factor)
+            counts = to_molecules(counts, per_molecule, self.reads_divisor)
         return CalibratedCells(
             scores=self._scores(counts, none, np.empty((0, self.loadings.shape[1]), dtype=np.float32)),
             cell_ids=np.full(counts.shape[0], -1, dtype=np.int32),
@@ -223,9 +225,9 @@ class CalibratedModel(DropoutModel):
 
     def molecules(self, counts: sp.csr_array, cells: CalibratedCells) -> sp.csr_array:
         """The counts of these cells as molecules; the same object if molecules were counted."""
-        if self.reads_factor is None or cells.reads_per_molecule is None:
+        if self.reads_divisor is None or cells.reads_per_molecule is None:
             return counts
-        return to_molecules(counts, cells.reads_per_molecule, self.reads_factor)
+        return to_molecules(counts, cells.reads_per_molecule, self.reads_divisor)
 
     def _scores(self, counts: sp.csr_array, known: np.ndarray, known_scores: np.ndarray) -> np.ndarray:
         """Scores of all cells: those known, the others described."""
@@ -395,14 +397,14 @@ class CalibratedModel(DropoutModel):
         logarithmic
             Take the mean of log1p(CP10k) and turn it back into counts, rather than the mean of the counts.
         depth
-            Library size of the new counts whose logarithm is meant. Default: that of the cell.
+            Library size of the new counts that are meant. Default: that of the cell.
         return_std
             Also return standard deviations.
 
         Returns
         -------
-        ``(n_cells * wanted.size,)`` float32: counts, or reads, at the library size of the cell, and, or ``None``, the
-        standard deviation of log1p(CP10k) of new counts at `depth`.
+        ``(n_cells * wanted.size,)`` float32: counts, or reads, at library size `depth`, and, or ``None``, the standard
+        deviation of log1p(CP10k) of new counts there.
 
         Notes
         -----
@@ -434,11 +436,11 @@ class CalibratedModel(DropoutModel):
         self._to_counts(values, cells, np.arange(counts.shape[0] + 1) * wanted.size, genes)
         return values, deviation if return_std else None
 
-    def _to_counts(self, molecules: np.ndarray, cells: CalibratedCells, indptr: np.ndarray, genes: np.ndarray) -> None:
+    def _to_counts(self, values: np.ndarray, cells: CalibratedCells, indptr: np.ndarray, genes: np.ndarray) -> None:
         """Turn the molecules of CSR entries into counts of the kind that the model was fitted to, in place."""
         if self.reads_factor is not None and cells.reads_per_molecule is not None:
-            molecules *= np.repeat(cells.reads_per_molecule, np.diff(indptr)).astype(np.float32)
-            molecules *= self.reads_factor.astype(np.float32)[genes]
+            values *= np.repeat(cells.reads_per_molecule, np.diff(indptr)).astype(np.float32)
+            values *= self.reads_factor.astype(np.float32)[genes]
 
     def summary(self, counts: sp.csr_array, cells: CalibratedCells, clusters: Clusters) -> pd.DataFrame:
         """Cells, modelled genes, zeros called dropouts, mean probability of the zeros, and genes that gain.
@@ -476,20 +478,26 @@ _NO_CURVE = pd.DataFrame({"probability": [], "share": [], "n": []})
 
 def molecules_of(reads: sp.csr_array, random_state: int) -> sp.csr_array:
     """The molecules that a model fitted to these reads with this seed works on."""
-    draw_seed, *_, read_seed = np.random.SeedSequence(random_state).spawn(2 + N_STARTS)
-    factor, share = _estimate_reads(
-        reads[_draw_cells(np.diff(reads.indptr) > 0, np.random.default_rng(draw_seed))], read_seed
-    )
-    return to_molecules(reads, reads_of_cells(reads, reads.sum(axis=1, dtype=np.float64), share), factor)
+    draw_seed, _, read_seed = _seeds(random_state)
+    drawn = _draw_cells(np.diff(reads.indptr) > 0, np.random.default_rng(draw_seed))
+    divisor, _, share = _estimate_reads(reads[drawn], read_seed)
+    return to_molecules(reads, reads_of_cells(reads, reads.sum(axis=1, dtype=np.float64), share), divisor)
 
 
-def _estimate_reads(reads: sp.csr_array, seed: np.random.SeedSequence) -> tuple[np.ndarray, np.ndarray]:
-    """Reads per molecule of the genes and their molecule shares, given what one factorisation expects."""
+def _seeds(random_state: int) -> tuple[np.random.SeedSequence, list[np.random.SeedSequence], np.random.SeedSequence]:
+    """Seeds of the draw of cells, of the random starts, and of reads per molecule."""
+    draw_seed, *seeds, read_seed = np.random.SeedSequence(random_state).spawn(2 + N_STARTS)
+    return draw_seed, seeds, read_seed
+
+
+def _estimate_reads(reads: sp.csr_array, seed: np.random.SeedSequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """See :func:`~scanpy_cnnimpute.dropout.read_counts.estimate_reads`; what is expected is of one factorisation."""
 
     def expect(molecules: sp.csr_array) -> np.ndarray:
         scores, loadings = combine(factorise(molecules, [np.random.default_rng(seed)]))
         return loadings @ scores.T
 
+    reads = reads[np.diff(reads.indptr) > 0]
     sample = evenly_spaced(reads.shape[0], max(1, MAX_READ_ENTRIES // max(reads.shape[1], 1)))
     with single_threaded_blas():
         return estimate_reads(reads, expect, sample)

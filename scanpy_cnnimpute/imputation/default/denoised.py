@@ -30,6 +30,12 @@ class DenoisedImputer(MoleculeImputer):
 
     settings: Any = field(default_factory=DenoisedSettings)
 
+    def kept_scale(self, dropout: Dropout) -> np.ndarray | None:
+        """Counts of genes that are left out are brought to the same depth as the others."""
+        if self.settings.depth is None:
+            return None
+        return self.settings.depth / np.maximum(calibrated(dropout)[1].library_size, 1.0)
+
     def predict(
         self,
         counts: sp.csr_array,

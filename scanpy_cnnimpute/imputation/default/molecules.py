@@ -303,7 +303,7 @@ class MoleculeImputer(Imputer):
         def batch(rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
             described = buffers.fill(source, rows, layout)
             inputs = self._inputs(source, described, source.cell_features(rows), layout)
-            # What is expected once the first set is known: all entries teach, though only zeros are imputed.
+            # What is expected once the first set is known: all entries teach.
             factor = (source.shape + expm1(inputs[1][..., 2])) / (source.shape + described.expected)
             expected = described.expected * ratio[rows][:, None] * factor
             answer = np.stack([held_out[rows].toarray(), expected], axis=-1)
