@@ -57,6 +57,16 @@ CLUSTERS = pd.DataFrame(
     {"purity": [0.8, 0.95], "entropy": [0.4, 0.1], "ari": [-0.05, 0.85], "nmi": [0.6, 0.9], "n_cells": [60, 60]},
     index=["X", "layer:cnn_imputed"],
 )
+FALSE_SIGNALS = pd.DataFrame(
+    {
+        "layer": ["X", "X", "cnn_imputed", "cnn_imputed"],
+        "method": ["wilcoxon", "t-test"] * 2,
+        "called": [0.06, 0.05, 0.4, 0.1],
+        "false_discoveries": [0.05, 0.02, 0.5, 0.2],
+        "correlation": [1.0, 1.0, 2.5, 2.5],
+    },
+    index=list("0123"),
+)
 SCORES = pd.DataFrame(
     {
         "method": ["cnn_impute", "none", "gene_mean"] * 3,
@@ -86,6 +96,7 @@ def results() -> ad.AnnData:
     adata.uns["cnn_imputed"] = record("pp.cnn_impute", history=HISTORY, preset="default")
     adata.uns["paper"] = record("pp.cnn_impute", history=PAPER_HISTORY, preset="paper")
     adata.uns["eval_clusters"] = record("tl.eval_clusters", table=CLUSTERS, label_key="type")
+    adata.uns["eval_false_signals"] = record("tl.eval_false_signals", table=FALSE_SIGNALS)
     table = SCORES.drop(columns="seed").groupby("method", sort=False).median()
     adata.uns["eval_imputation"] = record("tl.eval_imputation", scores=SCORES, table=table, how="masking")
     return adata
@@ -107,6 +118,7 @@ def style() -> Iterator[None]:
 PLOTS: dict[str, Callable[..., Axes | None]] = {
     "clusters": scnn.pl.clusters,
     "dropout_prob": lambda adata, **more: scnn.pl.dropout_prob(adata, gene="g1", **more),
+    "false_signals": scnn.pl.false_signals,
     "held_out": lambda adata, **more: scnn.pl.held_out(adata, truth="truth", **more),
     "history": scnn.pl.history,
     "history_paper": lambda adata, **more: scnn.pl.history(adata, key="paper", **more),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse as sp
 from scipy.optimize import brentq
 from scipy.special import digamma
 
@@ -15,14 +16,13 @@ from .allocation import Allocation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import scipy.sparse as sp
-
 # Tuned on recovered and calibration figures of thinned real counts; more factors or starts gained less than 0.5 %.
 N_FACTORS = 10
 N_STARTS = 2
 N_ITERATIONS = 50  # from a random start
 N_MORE_ITERATIONS = 30  # going on from another fit
 N_CELL_ITERATIONS = 15  # for cells with the loadings fixed
+N_GENE_ITERATIONS = 20  # for genes with the scores fixed
 # Over-relaxed steps in the logarithms (Salakhutdinov and Roweis 2003); convergence is guaranteed below 2.
 STEP = 1.8
 N_FIRST_PLAIN = 5  # plain iterations before steps are lengthened and the prior is fitted
@@ -125,6 +125,41 @@ def combine(parts: Sequence[Factors]) -> tuple[np.ndarray, np.ndarray]:
         for part, own in zip(parts, loadings, strict=True)
     ]
     return np.concatenate(scores, axis=1, dtype=np.float32), np.concatenate(loadings, axis=1, dtype=np.float32)
+
+
+def fit_loadings(counts: sp.csr_array, scores: np.ndarray) -> np.ndarray:
+    """Loadings of genes with the scores of the cells fixed.
+
+    Parameters
+    ----------
+    counts
+        ``(n_cells, n_genes)``, without stored zeros.
+    scores
+        ``(n_cells, N_STARTS * N_FACTORS)`` as :func:`combine` gives them.
+
+    Returns
+    -------
+    ``(n_genes, N_STARTS * N_FACTORS)`` float32.
+    """
+    used = np.flatnonzero(scores.any(axis=1))
+    counts, scores = sp.csr_array(counts[used]), scores[used]
+    total, loadings = counts.sum(axis=0, dtype=np.float64), []
+    with single_threaded_pool() as pool:
+        allocation = Allocation(counts, pool)
+        for start in range(0, scores.shape[1], N_FACTORS):
+            own = scores[:, start : start + N_FACTORS].astype(np.float64) * N_STARTS
+            share = total / max(own.sum(), MIN_SCALE)
+            log_loadings, prior = np.zeros((total.size, N_FACTORS)), 1.0
+            for iteration in range(N_GENE_ITERATIONS):
+                step = STEP if iteration < N_GENE_ITERATIONS - N_LAST_PLAIN else 1.0
+                alpha = prior + allocation.by_gene(own, np.exp(log_loadings))
+                beta = prior + share[:, None] * own.sum(axis=0)
+                target = digamma(alpha) - np.log(beta)
+                log_loadings = log_loadings + step * (target - log_loadings)
+                if iteration % PRIOR_EVERY == PRIOR_EVERY - 1:
+                    prior = _prior_shape(alpha / beta, target)
+            loadings.append(share[:, None] * np.exp(log_loadings))
+    return np.concatenate(loadings, axis=1, dtype=np.float32)
 
 
 def describe_cells(counts: sp.csr_array, loadings: np.ndarray) -> np.ndarray:

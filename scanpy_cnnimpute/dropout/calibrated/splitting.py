@@ -22,15 +22,17 @@ MAX_SINGLE_DRAWS = 1_000
 
 
 @njit(cache=True)
-def _mix(state):  # type: ignore[no-untyped-def]
+def mix(state):  # type: ignore[no-untyped-def]
+    """Mix the bits of a state."""
     state = (state ^ (state >> SHIFT_30)) * MIX_1
     state = (state ^ (state >> SHIFT_27)) * MIX_2
     return state ^ (state >> SHIFT_31)
 
 
 @njit(cache=True)
-def _unit(state):  # type: ignore[no-untyped-def]
-    return np.float64(_mix(state) >> SHIFT_11) * TO_UNIT
+def unit(state):  # type: ignore[no-untyped-def]
+    """A number in [0, 1) from a state."""
+    return np.float64(mix(state) >> SHIFT_11) * TO_UNIT
 
 
 @njit(parallel=True, cache=True)
@@ -40,18 +42,18 @@ def draw_first(indptr, indices, data, cell_ids, gene_ids, seed, share, first):  
     Every entry has a stream of its own, made of the seed and the ids of its cell and gene.
     """
     for i in prange(indptr.size - 1):
-        of_cell = _mix(np.uint64(seed) + GOLDEN * np.uint64(cell_ids[i] + 1))
+        of_cell = mix(np.uint64(seed) + GOLDEN * np.uint64(cell_ids[i] + 1))
         for entry in range(indptr[i], indptr[i + 1]):
-            state = _mix(of_cell + GOLDEN * np.uint64(gene_ids[indices[entry]] + 1))
+            state = mix(of_cell + GOLDEN * np.uint64(gene_ids[indices[entry]] + 1))
             n = data[entry]
             if n <= MAX_SINGLE_DRAWS:
                 kept = 0
                 for _ in range(n):
                     state += GOLDEN
-                    kept += _unit(state) < share
+                    kept += unit(state) < share
             else:
-                radius = math.sqrt(-2.0 * math.log(1.0 - _unit(state + GOLDEN)))
-                normal = radius * math.cos(2.0 * math.pi * _unit(state + GOLDEN + GOLDEN))
+                radius = math.sqrt(-2.0 * math.log(1.0 - unit(state + GOLDEN)))
+                normal = radius * math.cos(2.0 * math.pi * unit(state + GOLDEN + GOLDEN))
                 kept = np.int64(np.rint(n * share + normal * math.sqrt(n * share * (1.0 - share))))
                 kept = min(max(kept, 0), n)
             first[entry] = kept

@@ -28,24 +28,36 @@ def network_genes(n_detected: np.ndarray, n_cells: int) -> np.ndarray:
     return np.flatnonzero(n_detected >= max(MIN_DETECTION * n_cells, MIN_CELLS_DETECTED))
 
 
-def correlated_genes(residuals: np.ndarray, n_top: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each gene the others of highest absolute correlation, and the correlations; both ``(n_genes, n_top)``.
+def correlated_genes(
+    residuals: np.ndarray, n_top: int, *, targets: np.ndarray | None = None, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each target the genes of highest absolute correlation, and the correlations; both ``(n_targets, n_top)``.
 
-    Entries that are hidden count as no residual. With too few genes, all positions and correlations are 0.
+    Parameters
+    ----------
+    residuals
+        ``(n_cells, n_genes)`` of the genes; entries that are hidden count as no residual.
+    n_top
+        Genes of each target. With too few genes, all positions and correlations are 0.
+    targets
+        ``(n_cells, n_targets)`` residuals of the targets. Default: the genes.
+    own
+        ``(n_targets,)`` position of the gene that a target must not get. Default: its own.
     """
     n_genes = residuals.shape[1]
-    neighbours = np.zeros((n_genes, n_top), dtype=np.int64)
-    correlations = np.zeros((n_genes, n_top), dtype=np.float32)
+    n_targets = n_genes if targets is None else targets.shape[1]
+    excluded = np.arange(n_genes) if own is None else own
+    neighbours = np.zeros((n_targets, n_top), dtype=np.int64)
+    correlations = np.zeros((n_targets, n_top), dtype=np.float32)
     if n_genes <= n_top:
         return neighbours, correlations
-    length = np.sqrt(np.maximum(np.einsum("ij,ij->j", residuals, residuals), MIN_SQUARES))
-    dense = residuals / length.astype(residuals.dtype)
+    dense = _unit_length(residuals)
+    rows = dense if targets is None else _unit_length(targets)
     width = max(1, CORRELATION_BYTES // (4 * n_genes))
 
     def choose(start: int) -> None:
-        block = dense[:, start : start + width].T @ dense
-        own = np.arange(block.shape[0])
-        block[own, start + own] = 0  # a target is not among its own inputs
+        block = rows[:, start : start + width].T @ dense
+        block[np.arange(block.shape[0]), excluded[start : start + width]] = 0  # a target is not among its own inputs
         strength = np.abs(block)
         top = np.argpartition(-strength, n_top - 1, axis=1)[:, :n_top]
         order = np.argsort(-np.take_along_axis(strength, top, axis=1), axis=1, kind="stable")
@@ -55,8 +67,13 @@ def correlated_genes(residuals: np.ndarray, n_top: int) -> tuple[np.ndarray, np.
 
     # Every block is one product on one thread, so that the choice does not depend on the number of threads.
     with single_threaded_pool() as pool:
-        list(pool.map(choose, range(0, n_genes, width)))
+        list(pool.map(choose, range(0, n_targets, width)))
     return neighbours, correlations
+
+
+def _unit_length(residuals: np.ndarray) -> np.ndarray:
+    length = np.sqrt(np.maximum(np.einsum("ij,ij->j", residuals, residuals), MIN_SQUARES))
+    return residuals / length.astype(residuals.dtype)
 
 
 def check_network(neighbours: np.ndarray, weights: list[np.ndarray]) -> None:

@@ -406,6 +406,16 @@ def calibrated(dropout: Dropout) -> tuple[CalibratedModel, CalibratedCells]:
     return modelled.model, modelled.cells  # type: ignore[return-value]
 
 
+def pearson_residuals(molecules: sp.csr_array, scores: np.ndarray, model: CalibratedModel) -> np.ndarray:
+    """Residuals of all genes of the model, as its network reads them, ``(n_cells, n_genes)`` float32."""
+    with single_threaded_blas():
+        expected = scores @ model.loadings.T
+    shape = model.shape.astype(np.float32)
+    spread = np.sqrt(expected + expected * expected / shape + np.float32(FLOOR_VARIANCE))
+    residuals = (molecules.toarray().astype(np.float32) - expected) / spread
+    return np.clip(residuals, *RESIDUAL_RANGE, out=residuals)
+
+
 def csr_entries(values: np.ndarray, columns: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
     """A CSR array of these entries."""
     return sp.csr_array((values, columns, indptr.astype(np.int32 if indptr[-1] < 2**31 else np.int64)), shape=shape)

@@ -1,0 +1,17 @@
+"""Differential expression on arrays: decoys of genes, tests of two groups of cells, and the null that decoys give."""
+
+from __future__ import annotations
+
+from .decoys import permute_counts
+from .imputed import ImputedDecoys
+from .null import DecoyNull
+from .scores import TESTS, Contrast, log2_fold_changes
+
+__all__ = [
+    "TESTS",
+    "Contrast",
+    "DecoyNull",
+    "ImputedDecoys",
+    "log2_fold_changes",
+    "permute_counts",
+]
