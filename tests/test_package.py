@@ -172,6 +172,7 @@ def test_every_public_function_has_an_example_that_runs() -> None:
 ADAPTERS = {"_anndata", "get", "pl", "pp", "tl"}
 FORBIDDEN: dict[str, set[str]] = {
     "clustering": {"dropout", "imputation", "metrics"},
+    "differential": {"clustering", "metrics"},
     "dropout": {"imputation", "presets"},
     "imputation": set(),
     "imputation.default": {"imputation.paper"},

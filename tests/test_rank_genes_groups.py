@@ -277,3 +277,21 @@ def test_false_signals(imputed: ad.AnnData) -> None:
     plt.close("all")
     with pytest.raises(ValueError, match="methods='logreg' is not known"):
         scnn.tl.eval_false_signals(adata, "type", methods=["logreg"])
+
+
+def test_eval_de_takes_the_result(imputed: ad.AnnData) -> None:
+    adata = imputed.copy()
+    reference = pd.DataFrame(
+        {"log2_fold_change": 1.0, "p_value": np.where(np.arange(200) < N_NULL, 0.5, 0.01)}, index=adata.var_names
+    )
+    scnn.tl.rank_genes_groups(adata, "type", null=None, method="wilcoxon", key_added="naive", **PAIR)
+    scnn.tl.rank_genes_groups(adata, "type", layer="cnn_imputed", key_added="decoys", **PAIR)
+    options = {"groupby": "type", "group": "a", "reference_group": "b", "reference": reference}
+    table = scnn.tl.eval_de(adata, tested=["naive", "decoys"], **options)
+    assert table.index.tolist() == ["uns:naive", "uns:decoys", "X"]
+    assert table.loc["uns:decoys", "auc"] > 0.6
+    with pytest.raises(KeyError, match=r"tested='none' is no result of tl.rank_genes_groups"):
+        scnn.tl.eval_de(adata, tested="none", **options)
+    scnn.tl.rank_genes_groups(adata, "type", n_genes=5, key_added="few", **PAIR)
+    with pytest.raises(ValueError, match="rank all genes"):
+        scnn.tl.eval_de(adata, tested="few", **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.stats import rankdata
 from .. import metrics
 from .._anndata.counts import check_adata, layer_matrices
 from .._anndata.results import Results, check_keys
-from .._checks import check_choice, check_number
+from .._checks import check_choice, check_key, check_number
 from .._matrix import log_normalised
 from ._inputs import common_genes, layer_list, obs_column
 
@@ -34,6 +35,7 @@ def eval_de(
     reference_group: str,
     reference: pd.DataFrame,
     layers: Sequence[str | None] | str | None = None,
+    tested: Sequence[str] | str | None = None,
     method: Test = "wilcoxon",
     p_value: float = 0.05,
     reference_p_value: float = 0.09,
@@ -58,6 +60,9 @@ def eval_de(
     layers
         Layers with counts, raw or imputed, to judge, each in a row. ``"X"`` or ``None`` in the sequence stands for `X`.
         Default: `X`.
+    tested
+        Keys in `.uns` of results of :func:`~scanpy_cnnimpute.tl.rank_genes_groups`, or of Scanpy's function of that
+        name, for `group` and all genes, to judge beside the layers, each in a row.
     method
         Test of :func:`scanpy.tl.rank_genes_groups`; ``"wilcoxon"`` with correction for ties.
     p_value, reference_p_value
@@ -70,7 +75,8 @@ def eval_de(
 
     Returns
     -------
-    DataFrame with one row per layer, ``X`` and ``layer:<key>``, also in ``.uns[key_added]["table"]``. Columns:
+    DataFrame with one row per layer, ``X`` and ``layer:<key>``, and result, ``uns:<key>``; also in
+    ``.uns[key_added]["table"]``. Columns:
 
     ``auc``
         Probability that a gene which is significant in the reference has a larger absolute log fold change than one
@@ -128,9 +134,14 @@ def eval_de(
     expected = reference.loc[genes, REFERENCE_COLUMNS].astype("float64")
     expected_lfc = _significant(expected["log2_fold_change"], expected["p_value"], reference_p_value)
 
-    rows = {}
+    results_by_row = {
+        f"uns:{key}": _stored(adata, key, settings["group"], genes)
+        for key in ([tested] if isinstance(tested, str) else tested or [])
+    }
     for name, matrix in layer_matrices(adata, layer_list(layers) or [None], caller="tl.eval_de").items():
-        found = _test(log_normalised(matrix.astype(np.float64))[:, columns], genes, cells, method)
+        results_by_row[name] = _test(log_normalised(matrix.astype(np.float64))[:, columns], genes, cells, method)
+    rows = {}
+    for name, found in results_by_row.items():
         lfc = _significant(found["logfoldchanges"], found["pvals"], p_value)
         score = np.nan_to_num(np.abs(lfc))
         rows[name] = {
@@ -199,6 +210,26 @@ def _test(matrix: sp.csr_array, genes: pd.Index, cells: dict[str, np.ndarray], m
             part, "cells", groups=["group"], reference="reference_group", method=method, tie_correct=True
         )
     return sc.get.rank_genes_groups_df(part, group="group").set_index("names").loc[genes]
+
+
+def _stored(adata: AnnData, key: str, group: Any, genes: pd.Index) -> pd.DataFrame:
+    """A result for the group that is stored under a key, in the order of the genes."""
+    import scanpy as sc
+
+    check_key("tested", key)
+    record = adata.uns.get(key)
+    if not isinstance(record, Mapping) or "names" not in record or "logfoldchanges" not in record:
+        msg = f"tested={key!r} is no result of tl.rank_genes_groups with fold changes in adata.uns."
+        raise KeyError(msg)
+    if str(group) not in record["names"].dtype.names:
+        msg = f"adata.uns[{key!r}] has no group {group!r}. Available: {list(record['names'].dtype.names)}."
+        raise KeyError(msg)
+    table = sc.get.rank_genes_groups_df(adata, group=str(group), key=key).set_index("names")
+    missing = genes.difference(table.index)
+    if missing.size:
+        msg = f"adata.uns[{key!r}] lacks {missing.size} of the genes, such as {missing[0]!r}: rank all genes."
+        raise ValueError(msg)
+    return table.loc[genes]
 
 
 def _significant(lfc: pd.Series, p_value: pd.Series, threshold: float) -> np.ndarray:
