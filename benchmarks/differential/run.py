@@ -69,7 +69,7 @@ def main() -> None:
         for layer, method, (test, function) in itertools.product((None, "cnn_imputed"), METHODS, TESTS.items()):
             p_values = function(adata, layer, method, first, second)
             judged = truth.notna().to_numpy() & seen & ~(null if options.data else np.zeros(null.size, dtype=bool))
-            differs = truth.fillna(value=False).to_numpy(dtype=bool)
+            differs = truth.astype("boolean").fillna(value=False).to_numpy(dtype=bool)
             used = judged | (null & seen)
             found = np.zeros(null.size, dtype=bool)
             found[used] = false_discovery_control(p_values[used]) <= RATE
