@@ -12,7 +12,7 @@ from .._anndata.counts import check_adata
 from .._anndata.results import Results, check_keys
 from .._checks import check_choice, check_number, check_seed, warn_user
 from .._logging import logger
-from .._threads import check_n_jobs, limited_threads
+from .._threads import check_n_jobs, limit_keras, limited_threads
 from ..differential import DecoyNull
 from ._contrasts import REST, LayerValues, as_records, read_contrasts, test_layer
 
@@ -144,6 +144,8 @@ def rank_genes_groups(
     check_keys(key_added=key_added)
     adata = adata.copy() if copy else adata
     contrasts = read_contrasts(adata, groupby, groups, reference)
+    results = Results(adata, function=CALLER, key=f"{key_added}_decoys", keys=[])
+    limit_keras(n_jobs)
     with limited_threads(n_jobs):
         n_decoys = 0 if null is None else n_decoys
         values = LayerValues(adata, layer, caller=CALLER, n_decoys=n_decoys, random_state=random_state)
@@ -182,7 +184,6 @@ def rank_genes_groups(
     }
     # As Scanpy writes it, which replaces an earlier result.
     adata.uns[key_added] = {"params": params, **records}
-    results = Results(adata, function=CALLER, key=f"{key_added}_decoys", keys=[])
     table = pd.DataFrame.from_dict(rows, orient="index")
     results.write({"table": table}, {**params, "null": null, "n_decoys": n_decoys, "random_state": random_state})
     if null is not None:
