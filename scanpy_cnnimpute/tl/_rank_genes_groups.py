@@ -117,6 +117,11 @@ def rank_genes_groups(
     way. Decoys of other layers are their values permuted. Scores of genes that do not differ follow a generalised
     normal distribution whose 5 % quantile is that of 400 decoys of similar mean, with the tails of all decoys.
 
+    Which layer: on four public sets with bulk, 10 to 200 cells of each group, t-tests with decoys find about as many
+    genes in the imputed layer as in counts, and about as many right ones (``benchmarks/differential``); areas under the
+    curve are -0.014 to 0.007 apart. Scores of Wilcoxon's test of imputed values are bounded, so that few genes may
+    stand out of their decoys: take the t-test there.
+
     P-values treat cells as independent samples. For replicated designs sum the observed counts of each sample and test
     those.
 
