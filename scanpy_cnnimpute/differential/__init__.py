@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .decoys import permute_counts
+from .decoys import mixing, permute_counts
 from .imputed import ImputedDecoys
 from .null import DecoyNull
 from .scores import TESTS, Contrast, log2_fold_changes
@@ -13,5 +13,6 @@ __all__ = [
     "DecoyNull",
     "ImputedDecoys",
     "log2_fold_changes",
+    "mixing",
     "permute_counts",
 ]

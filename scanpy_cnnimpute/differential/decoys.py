@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numba import njit, prange
 
@@ -60,3 +62,12 @@ def permute_counts(values: np.ndarray, library_size: np.ndarray, gene_ids: np.nd
     out = np.empty_like(values)
     permute_rows(np.ascontiguousarray(values), order, starts, gene_ids, random_state, out)
     return out
+
+
+def mixing(library_size: np.ndarray, in_group: np.ndarray) -> float:
+    """How well two groups mix in the bins: 1 as if at random, 0 if every bin holds cells of one group alone."""
+    order, starts = library_size_bins(library_size)
+    share = in_group.mean()
+    within = [in_group[order[first:last]] for first, last in pairwise(starts)]
+    mixed = sum(part.size * part.mean() * (1 - part.mean()) for part in within)
+    return float(mixed / max(in_group.size * share * (1 - share), 1e-12))

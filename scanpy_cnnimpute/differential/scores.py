@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 PSEUDOCOUNT = 1e-9
 """Of fold changes, as in Scanpy."""
-MAX_SCORE = 37.0  # of a p-value that is 0 in double precision
+MIN_TAIL = 1e-300  # p-values below this are not told apart in double precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,18 @@ def welch_scores(values: np.ndarray, contrasts: Sequence[Contrast]) -> np.ndarra
         statistic = np.divide(difference, np.sqrt(total), out=np.zeros_like(total), where=varies)
         spread = sum(error**2 / (len(part) - 1) for error, part in zip(errors, parts, strict=True))
         freedom = np.divide(total**2, spread, out=np.ones_like(total), where=varies)
-        # The normal score of the same p-value.
-        size = np.minimum(norm.isf(t.sf(np.abs(statistic), freedom)), MAX_SCORE)
-        scores[row] = np.where(varies, np.sign(statistic) * size, 0.0)
+        scores[row] = np.where(varies, np.sign(statistic) * _normal_size(np.abs(statistic), freedom), 0.0)
     return scores
+
+
+def _normal_size(statistic: np.ndarray, freedom: np.ndarray) -> np.ndarray:
+    """Size of the normal score with the p-value of a t statistic; where that is next to 0, by Wallace's formula (1959).
+
+    Scores of the strongest genes thus keep their order.
+    """
+    tail = t.sf(statistic, freedom)
+    wallace = (8 * freedom + 1) / (8 * freedom + 3) * np.sqrt(freedom * np.log1p(statistic**2 / freedom))
+    return np.where(tail > MIN_TAIL, norm.isf(np.maximum(tail, MIN_TAIL)), np.maximum(wallace, norm.isf(MIN_TAIL)))
 
 
 def wilcoxon_scores(values: np.ndarray, contrasts: Sequence[Contrast]) -> np.ndarray:

@@ -13,7 +13,7 @@ from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import IMPUTE_FUNCTION, load_dropout, load_imputer, require_imputer
 from .._anndata.results import written_by
 from .._checks import warn_user
-from ..differential import TESTS, Contrast, ImputedDecoys, log2_fold_changes, permute_counts
+from ..differential import TESTS, Contrast, ImputedDecoys, log2_fold_changes, mixing, permute_counts
 from ..dropout import ModelledDropout
 from ..imputation import find_imputer
 from ..imputation.default import MoleculeImputer
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 REST = "rest"
 MIN_CELLS = 2  # in a group: a variance needs two
+MIN_MIXING = 0.5  # of the groups in bins of library size; groups of 3 times the depth have less than 0.1
 TARGET_SUM = 1e4
 BLOCK_GENES = 500  # tested at a time
 BLOCK_BYTES = 2**28  # of their values
@@ -39,7 +40,10 @@ def read_contrasts(adata: AnnData, groupby: str, groups: Any, reference: Any) ->
     categorical = isinstance(labels.dtype, pd.CategoricalDtype)
     known = labels.cat.categories.astype(str) if categorical else sorted(sizes.index)
     available = [name for name in known if sizes.get(name, 0) >= MIN_CELLS]
-    if isinstance(groups, str):
+    if reference == REST and REST in available:
+        msg = f"adata.obs[{groupby!r}] has a group {REST!r}, which stands for all other cells here: rename it."
+        raise ValueError(msg)
+    if groups is None or isinstance(groups, str):
         if groups != "all":
             msg = f"groups={groups!r} is not allowed: 'all', or a sequence of names such as [{groups!r}]."
             raise ValueError(msg)
@@ -50,7 +54,7 @@ def read_contrasts(adata: AnnData, groupby: str, groups: Any, reference: Any) ->
     missing = [name for name in wanted if name not in available]
     if missing:
         msg = (
-            f"{missing} have fewer than {MIN_CELLS} cells in adata.obs[{groupby!r}]. Available: {available}"
+            f"{missing} are no groups of at least {MIN_CELLS} cells in adata.obs[{groupby!r}]. Available: {available}"
             f"{', and the reference ' + repr(REST) if str(reference) in missing else ''}."
         )
         raise ValueError(msg)
@@ -110,7 +114,7 @@ class LayerValues:
             msg = f"The layer {layer!r} is not stored: pass null='decoys', or impute again with store='layer'."
             raise ValueError(msg)
         matrix = next(iter(layer_matrices(adata, [layer], caller=caller).values()))
-        self._matrix = matrix.tocsc()
+        self._matrix = matrix
         self.library_size = matrix.sum(axis=1, dtype=np.float64)
         if layer is not None and self.is_imputed:
             source = adata.uns[layer]["params"].get("layer")
@@ -121,10 +125,25 @@ class LayerValues:
                     "them: what imputed cells share is not in them, and p-values are too small."
                 )
 
+    def _warn_if_unmixed(self, compared: np.ndarray, contrasts: Sequence[Contrast]) -> None:
+        """Decoys of cells that are permuted among their own group alone keep what the group has of its own."""
+        for contrast in contrasts if self._n_decoys else []:
+            in_group = np.zeros(compared.size, dtype=bool)
+            in_group[contrast.group] = True
+            found = mixing(self.library_size[compared], in_group)
+            if found < MIN_MIXING:
+                warn_user(
+                    f"The groups differ so much in library size that cells of similar size are mostly of one group "
+                    f"(mixing {found:.2f}, 1 is best). Decoys then keep part of the differences between the groups, "
+                    "and few genes are found. Compare cells of similar depth."
+                )
+                return
+
     @property
     def n_genes(self) -> int:
         """Number of genes."""
-        return (self._matrix if self._fitted is None else self._fitted[0]).shape[1]
+        matrix: Any = self._matrix if self._fitted is None else self._fitted[0]
+        return matrix.shape[1]
 
     def reader(self, compared: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """A function of genes that gives their values, and those of their decoys, in the cells that are compared."""
@@ -132,12 +151,13 @@ class LayerValues:
         imputed = None
         if self._fitted is not None:
             imputed = ImputedDecoys(*self._fitted, compared=compared, random_state=self._random_state)
+        by_gene: Any = None if self._matrix is None else self._matrix[compared].tocsc()
 
         def read(genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             if imputed is not None:
                 own, decoys = imputed.block(genes, self._n_decoys)
             else:
-                own = np.asarray(self._matrix[:, genes].toarray()[compared], dtype=np.float32)
+                own = by_gene[:, genes].toarray().astype(np.float32)
                 seeds = range(self._random_state, self._random_state + self._n_decoys)
                 permuted = [permute_counts(own.T, self.library_size[compared], genes, seed).T for seed in seeds]
                 decoys = np.concatenate([own[:, :0], *permuted], axis=1)
@@ -153,7 +173,9 @@ class LayerValues:
             for c in contrasts
         ]
         read = self.reader(compared)
-        width = int(np.clip(BLOCK_BYTES // (16 * max(compared.size, 1)), 1, BLOCK_GENES))
+        entry_bytes = 8 * (1 + self._n_decoys)
+        width = int(np.clip(BLOCK_BYTES // (entry_bytes * max(compared.size, 1)), 1, BLOCK_GENES))
+        self._warn_if_unmixed(compared, inside)
         parts: list[dict[str, np.ndarray]] = []
         for start in range(0, self.n_genes, width):
             own, decoys = read(np.arange(start, min(start + width, self.n_genes)))

@@ -135,7 +135,7 @@ def eval_de(
     expected_lfc = _significant(expected["log2_fold_change"], expected["p_value"], reference_p_value)
 
     results_by_row = {
-        f"uns:{key}": _stored(adata, key, settings["group"], genes)
+        f"uns:{key}": _stored(adata, key, settings, genes)
         for key in ([tested] if isinstance(tested, str) else tested or [])
     }
     for name, matrix in layer_matrices(adata, layer_list(layers) or [None], caller="tl.eval_de").items():
@@ -212,15 +212,20 @@ def _test(matrix: sp.csr_array, genes: pd.Index, cells: dict[str, np.ndarray], m
     return sc.get.rank_genes_groups_df(part, group="group").set_index("names").loc[genes]
 
 
-def _stored(adata: AnnData, key: str, group: Any, genes: pd.Index) -> pd.DataFrame:
-    """A result for the group that is stored under a key, in the order of the genes."""
+def _stored(adata: AnnData, key: str, settings: dict[str, Any], genes: pd.Index) -> pd.DataFrame:
+    """A result for the groups that is stored under a key, in the order of the genes."""
     import scanpy as sc
 
+    group = settings["group"]
     check_key("tested", key)
     record = adata.uns.get(key)
     if not isinstance(record, Mapping) or "names" not in record or "logfoldchanges" not in record:
         msg = f"tested={key!r} is no result of tl.rank_genes_groups with fold changes in adata.uns."
         raise KeyError(msg)
+    for name, asked in (("groupby", settings["groupby"]), ("reference", settings["reference_group"])):
+        if str(record["params"].get(name)) != str(asked):
+            msg = f"adata.uns[{key!r}] has {name}={record['params'].get(name)!r}, not {asked!r}."
+            raise ValueError(msg)
     if str(group) not in record["names"].dtype.names:
         msg = f"adata.uns[{key!r}] has no group {group!r}. Available: {list(record['names'].dtype.names)}."
         raise KeyError(msg)

@@ -92,6 +92,9 @@ def eval_false_signals(
     """
     check_adata(adata, caller=CALLER)
     asked = [methods] if isinstance(methods, str) else list(methods)
+    if not asked:
+        msg = f"methods={methods!r} is empty. Available: {list(TESTS)}."
+        raise ValueError(msg)
     for method in asked:
         check_choice("methods", method, TESTS)
     check_seed(random_state)
@@ -102,7 +105,7 @@ def eval_false_signals(
     for layer in layer_list(layers) or [None]:
         name = None if layer == "X" and "X" not in adata.layers else layer
         values = LayerValues(adata, name, caller=CALLER, n_decoys=1, random_state=random_state)
-        correlation = float(np.mean([_correlation(values, contrast) for contrast in contrasts.values()]))
+        correlation = pd.Series([_correlation(values, contrast) for contrast in contrasts.values()]).mean()
         for method in asked:
             tested = test_layer(values, contrasts, method, shared=reference == REST).values()
             row = pd.DataFrame([_false_signals(each) for each in tested]).mean().to_dict()
@@ -123,7 +126,7 @@ def _false_signals(tested: Tested) -> dict[str, float]:
     n_genes, n_decoys = found[: genes.size].sum(), found[genes.size :].sum()
     return {
         "called": float(np.mean(decoys <= CALLED)) if decoys.size else np.nan,
-        "false_discoveries": float(min(n_decoys / n_genes, 1.0)) if n_genes else 0.0,
+        "false_discoveries": float(min(n_decoys / max(n_genes, 1), 1.0)),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -92,12 +93,12 @@ def rank_genes_groups(
 
     ``.uns[key_added]``
         As :func:`scanpy.tl.rank_genes_groups`: record arrays ``names``, ``scores``, ``pvals``, ``pvals_adj``,
-        ``logfoldchanges`` with a column per group, by falling score, and ``params``. With ``null="decoys"`` scores are
-        normal scores over those of decoys of similar mean expression.
+        ``logfoldchanges`` with a column per group, by falling score, and ``params``. Scores are normal scores, which
+        have the p-value of the test; with ``null="decoys"`` over those of decoys of similar mean expression.
     ``.uns[f"{key_added}_decoys"]``
         ``table``: DataFrame, for each group ``called``: share of the decoys with a p-value up to 0.05 in the test as it
         is (0.05 if it is right); ``scale``: what scores were divided by, median over genes; ``power``: of the
-        exponent of their null distribution, 2 for a normal one.
+        exponent of their null distribution, median over genes, 2 for a normal one.
 
     Raises
     ------
@@ -121,6 +122,10 @@ def rank_genes_groups(
     genes in the imputed layer as in counts, and about as many right ones (``benchmarks/differential``); areas under the
     curve are -0.014 to 0.007 apart. Scores of Wilcoxon's test of imputed values are bounded, so that few genes may
     stand out of their decoys: take the t-test there.
+
+    Values that are computed again differ from those of the layer by what fitting the loadings anew changes. Where
+    groups differ in depth, decoys are conservative: depth moves scores in one direction, and both are held to the same
+    scale. Groups that were found by clustering the same cells differ by construction, which no decoy mends.
 
     P-values treat cells as independent samples. For replicated designs sum the observed counts of each sample and test
     those.
@@ -149,6 +154,10 @@ def rank_genes_groups(
     check_keys(key_added=key_added)
     adata = adata.copy() if copy else adata
     contrasts = read_contrasts(adata, groupby, groups, reference)
+    earlier = adata.uns.get(key_added)
+    if earlier is not None and not (isinstance(earlier, Mapping) and {"names", "scores", "params"} <= set(earlier)):
+        msg = f"adata.uns[{key_added!r}] is no ranking of genes and would be overwritten. Choose another key_added."
+        raise ValueError(msg)
     results = Results(adata, function=CALLER, key=f"{key_added}_decoys", keys=[])
     limit_keras(n_jobs)
     with limited_threads(n_jobs):
@@ -189,10 +198,12 @@ def rank_genes_groups(
     }
     # As Scanpy writes it, which replaces an earlier result.
     adata.uns[key_added] = {"params": params, **records}
+    if null is None:
+        adata.uns.pop(f"{key_added}_decoys", None)  # of an earlier call
+        return adata if copy else None
     table = pd.DataFrame.from_dict(rows, orient="index")
     results.write({"table": table}, {**params, "null": null, "n_decoys": n_decoys, "random_state": random_state})
-    if null is not None:
-        logger.info("%s: the test as it is calls %.0f %% of the decoys at 0.05", CALLER, 100 * table["called"].mean())
+    logger.info("%s: the test as it is calls %.0f %% of the decoys at 0.05", CALLER, 100 * table["called"].mean())
     return adata if copy else None
 
 
@@ -204,7 +215,10 @@ def _calibrated(tested: Tested) -> tuple[np.ndarray, np.ndarray, dict[str, float
     p_values = np.where(tested.seen, null.p_values(tested.mean, tested.scores), 1.0)
     called = float(np.mean(np.abs(decoys) >= norm.isf(CALLED / 2))) if decoys.size else np.nan
     scale = np.median(np.interp(tested.mean[tested.seen], null.mean, null.scale)) if tested.seen.any() else 1.0
-    return scores, p_values, {"called": called, "scale": float(scale), "power": null.power}
+    power = (
+        float(np.median(np.interp(tested.mean[tested.seen], null.tail_mean, null.power))) if tested.seen.any() else 2.0
+    )
+    return scores, p_values, {"called": called, "scale": float(scale), "power": power}
 
 
 def _adjusted(p_values: np.ndarray, corr_method: str) -> np.ndarray:

@@ -29,6 +29,7 @@ N_FIRST_PLAIN = 5  # plain iterations before steps are lengthened and the prior 
 N_LAST_PLAIN = 2  # plain iterations at the end, so that means and geometric means agree
 PRIOR_EVERY = 5  # iterations between fits of the prior
 CELL_SHAPE = 1.0  # shape of the gamma prior of the scores (Gopalan, Hofman and Blei 2015)
+LOADING_SHAPE = 0.3  # the same of genes fitted alone (that paper's): fixed, so that they do not depend on each other
 LOADING_SHAPES = (0.05, 200.0)  # range of the fitted shape of the prior of the loadings: sparse to constant
 START_SHAPE = 10.0  # of the gamma distribution of a random start: near the prior mean, apart enough to diverge
 MIN_SCALE = 1e-12  # guards a factor that has died out
@@ -149,15 +150,12 @@ def fit_loadings(counts: sp.csr_array, scores: np.ndarray) -> np.ndarray:
         for start in range(0, scores.shape[1], N_FACTORS):
             own = scores[:, start : start + N_FACTORS].astype(np.float64) * N_STARTS
             share = total / max(own.sum(), MIN_SCALE)
-            log_loadings, prior = np.zeros((total.size, N_FACTORS)), 1.0
+            log_loadings = np.zeros((total.size, N_FACTORS))
             for iteration in range(N_GENE_ITERATIONS):
                 step = STEP if iteration < N_GENE_ITERATIONS - N_LAST_PLAIN else 1.0
-                alpha = prior + allocation.by_gene(own, np.exp(log_loadings))
-                beta = prior + share[:, None] * own.sum(axis=0)
-                target = digamma(alpha) - np.log(beta)
-                log_loadings = log_loadings + step * (target - log_loadings)
-                if iteration % PRIOR_EVERY == PRIOR_EVERY - 1:
-                    prior = _prior_shape(alpha / beta, target)
+                alpha = LOADING_SHAPE + allocation.by_gene(own, np.exp(log_loadings))
+                beta = LOADING_SHAPE + share[:, None] * own.sum(axis=0)
+                log_loadings = log_loadings + step * (digamma(alpha) - np.log(beta) - log_loadings)
             loadings.append(share[:, None] * np.exp(log_loadings))
     return np.concatenate(loadings, axis=1, dtype=np.float32)
 
