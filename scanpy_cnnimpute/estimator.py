@@ -191,7 +191,8 @@ class CNNImputer:
         self._imputer = kind.fit(counts, source, options)
         parts = self._imputer.predict(counts, source, clusters=options.clusters, return_std=return_std)
         parts = self._imputer.note_imputed(parts)
-        return _assembled(self._imputer, matrix, counts, source, parts, return_std=return_std)
+        both = put_in(matrix, counts, self._imputer, source, parts, return_std=return_std)
+        return both if return_std else both[0]
 
     def transform(
         self,
@@ -253,7 +254,8 @@ class CNNImputer:
         codes = None if clusters is None else _clusters(clusters, counts.shape[0], allow_none=True)
         source = self._dropout(aligned, _columns(dropout, counts.shape, order), codes, capture_efficiency)
         parts = imputer.predict(aligned, source, clusters=codes, return_std=return_std)
-        return _assembled(imputer, matrix, counts, source, _reordered(parts, order), return_std=return_std)
+        both = put_in(matrix, counts, imputer, source, _reordered(parts, order), return_std=return_std)
+        return both if return_std else both[0]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write arrays and one JSON into a folder, or nothing.
@@ -494,15 +496,6 @@ class CNNImputer:
         efficiency = _efficiency(told, counts)
         cells = self._model.describe(counts, clusters=known, capture_efficiency=efficiency)
         return ModelledDropout(counts, self._model, cells, dropout)
-
-
-def _assembled(
-    imputer: Imputer, matrix: Any, counts: sp.csr_array, dropout: Dropout, parts: Iterator[Imputed], *, return_std: bool
-) -> Any:
-    """The counts with the predictions in them and, if asked for, the standard deviations."""
-    dense, scale = imputer.entries == "all", imputer.kept_scale(dropout)
-    both = put_in(matrix, counts, parts, dense=dense, scale=scale, return_std=return_std)
-    return both if return_std else both[0]
 
 
 def _read(X: Any, layer: str | None, genes: Sequence[str] | None) -> tuple[Any, sp.csr_array, list[str]]:

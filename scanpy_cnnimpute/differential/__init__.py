@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .decoys import mixing, permute_counts
+from .decoys import decoys_of, mixing, permute_counts
 from .imputed import ImputedDecoys
 from .null import DecoyNull
 from .scores import TESTS, Contrast, log2_fold_changes
@@ -12,6 +12,7 @@ __all__ = [
     "Contrast",
     "DecoyNull",
     "ImputedDecoys",
+    "decoys_of",
     "log2_fold_changes",
     "mixing",
     "permute_counts",

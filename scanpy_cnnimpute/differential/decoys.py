@@ -64,6 +64,18 @@ def permute_counts(values: np.ndarray, library_size: np.ndarray, gene_ids: np.nd
     return out
 
 
+def decoys_of(
+    values: np.ndarray, library_size: np.ndarray, gene_ids: np.ndarray, random_state: int, n_decoys: int
+) -> np.ndarray:
+    """Decoys of the genes of ``(n_cells, n_genes)`` values, one set after the other along the second axis.
+
+    The seeds of the sets follow `random_state`; see :func:`permute_counts`.
+    """
+    seeds = range(random_state, random_state + n_decoys)
+    permuted = [permute_counts(values.T, library_size, gene_ids, seed).T for seed in seeds]
+    return np.concatenate([values[:, :0], *permuted], axis=1)
+
+
 def mixing(library_size: np.ndarray, in_group: np.ndarray) -> float:
     """How well two groups mix in the bins: 1 as if at random, 0 if every bin holds cells of one group alone."""
     order, starts = library_size_bins(library_size)

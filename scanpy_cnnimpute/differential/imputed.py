@@ -11,16 +11,16 @@ import scipy.sparse as sp
 from .._matrix import evenly_spaced
 from ..dropout import ModelledDropout
 from ..dropout.calibrated.factorisation import fit_loadings
+from ..dropout.calibrated.model import MAX_CELLS
+from ..imputation.assemble import imputed_columns
 from ..imputation.default.features import correlated_genes
 from ..imputation.default.molecules import pearson_residuals
-from .decoys import permute_counts
+from .decoys import decoys_of
 
 if TYPE_CHECKING:
     from ..dropout.calibrated import CalibratedCells, CalibratedModel
     from ..imputation.default import MoleculeImputer
 
-MAX_CELLS = 5_000
-"""Cells that loadings are fitted to and correlated genes are chosen in, as many as those of a dropout model."""
 MAX_RESIDUAL_BYTES = 2**30  # of the residuals that correlated genes are chosen by
 
 
@@ -55,8 +55,7 @@ class ImputedDecoys:
         self._model, self._imputer, self._random_state = model, imputer, random_state
         self._counts, self._cells = counts[compared], cells.take(cells=compared)
         self._by_gene = self._counts.tocsc()
-        self._library_size = self._cells.library_size
-        # Compared cells first, then others.
+        # Loadings are fitted to as many cells as a dropout model is: compared cells first, then others.
         own = evenly_spaced(compared.size, MAX_CELLS // 2 if compared.size > MAX_CELLS else compared.size)
         others = np.setdiff1d(np.arange(counts.shape[0]), compared)
         others = others[evenly_spaced(others.size, max(MAX_CELLS - own.size, 1))] if others.size else others
@@ -86,24 +85,15 @@ class ImputedDecoys:
             Number of decoys of each gene, one after the other along the second axis.
         """
         own = self._by_gene[:, genes].toarray()
-        columns, rest = [own], self._rest[:, genes].toarray()
-        for number in range(n_decoys):
-            seed = self._random_state + number
-            columns.append(permute_counts(own.T, self._library_size, self._model.gene_ids[genes], seed).T)
-        both = np.concatenate(columns, axis=1)
-        fitted = np.concatenate([both[self._fit_own], np.tile(rest, (1, len(columns)))])
-        model = self._extended_model(genes, len(columns), fitted)
-        imputer = self._extended_imputer(genes, len(columns), fitted, model)
+        decoys = decoys_of(own, self._cells.library_size, self._model.gene_ids[genes], self._random_state, n_decoys)
+        both, n_copies = np.concatenate([own, decoys], axis=1), 1 + n_decoys
+        fitted = np.concatenate([both[self._fit_own], np.tile(self._rest[:, genes].toarray(), (1, n_copies))])
+        model = self._extended_model(genes, n_copies, fitted)
+        imputer = self._extended_imputer(genes, n_copies, fitted, model)
         extended = sp.csr_array(sp.hstack([self._counts, sp.csr_array(both)]))
-        n_genes = self._counts.shape[1]
-        wanted = n_genes + np.arange(both.shape[1])
-        values = both.astype(np.float32)
-        scale = imputer.kept_scale(ModelledDropout(extended, model, self._cells))
-        if scale is not None:
-            values *= scale[:, None].astype(np.float32)
-        for part in imputer.predict(extended, ModelledDropout(extended, model, self._cells), genes=wanted):
-            found = part.values[:, wanted].toarray()
-            values[part.cells] = np.where(found > 0, found, values[part.cells])
+        added = self._counts.shape[1] + np.arange(both.shape[1])
+        values = imputed_columns(imputer, extended, ModelledDropout(extended, model, self._cells), added)
+        values = values.astype(np.float32, copy=False)
         return values[:, : genes.size], values[:, genes.size :]
 
     def _extended_model(self, genes: np.ndarray, n_copies: int, fitted: np.ndarray) -> CalibratedModel:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .._anndata.counts import check_adata, get_counts
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import load_dropout, load_imputer, require_dropout_model, require_imputer
 from .._anndata.selection import positions, selected_cells
 from ..dropout import ModelledDropout
+from ..imputation.assemble import imputed_columns
 
 if TYPE_CHECKING:
+    import numpy as np
     import scipy.sparse as sp
     from anndata import AnnData
 
@@ -63,17 +63,7 @@ def cnn_imputed(
     counts = get_counts(part, params.get("layer"), caller="get.cnn_imputed", integers=False)
     check_fingerprint(part, key, counts)
     imputer = load_imputer(part, key)
-    values = counts[:, wanted].astype(np.result_type(counts.dtype, np.float32)).toarray()
-    dropout = _dropout(part, counts, key)
-    scale = imputer.kept_scale(dropout)
-    if scale is not None:
-        values *= scale[:, None]
-    # Genes may be asked for in any order, and more than once.
-    distinct = np.unique(wanted)
-    for imputed in imputer.predict(counts, dropout, genes=distinct):
-        block = imputed.values[:, wanted].toarray()
-        values[imputed.cells] = np.where(block > 0, block, values[imputed.cells])
-    return values
+    return imputed_columns(imputer, counts, _dropout(part, counts, key), wanted)
 
 
 def _dropout(part: AnnData, counts: sp.csr_array, imputed_key: str) -> Dropout:

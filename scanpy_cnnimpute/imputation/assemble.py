@@ -11,16 +11,17 @@ from numba import njit, prange
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .base import Imputed
+    from ..dropout import Dropout
+    from .base import Imputed, Imputer
 
 
 def put_in(
     matrix: Any,
     counts: sp.csr_array,
+    imputer: Imputer,
+    dropout: Dropout,
     predictions: Iterable[Imputed],
     *,
-    dense: bool = False,
-    scale: np.ndarray | None = None,
     return_std: bool = False,
 ) -> tuple[Any, Any]:
     """A copy of the counts with predictions in it, and the standard deviations of these.
@@ -31,12 +32,10 @@ def put_in(
         The counts as the user has them.
     counts
         The same as a canonical CSR array.
+    imputer, dropout
+        What the predictions are of: those of all entries make the results dense, as they leave no zeros.
     predictions
-        Blocks of cells; cells in none stay as they are. Those of sparse results have values at zeros alone.
-    dense
-        Make the results dense: predictions of all entries leave no zeros.
-    scale
-        ``(n_cells,)`` what counts without a prediction are multiplied by, in dense results.
+        Blocks of cells; cells in none stay as they are.
     return_std
         Also put the standard deviations together.
 
@@ -55,12 +54,25 @@ def put_in(
                 spread.append(_Part(part.cells, part.deviation))
             yield part
 
-    if dense or isinstance(matrix, np.ndarray):
+    if imputer.entries == "all" or isinstance(matrix, np.ndarray):
+        scale = imputer.kept_scale(dropout)
         filled = _fill_dense(matrix.toarray() if sp.issparse(matrix) else matrix, dtype, scale, kept())
         return filled, _spread_dense(spread, counts.shape) if return_std else None
     kind = sp.csr_matrix if isinstance(matrix, sp.spmatrix) else sp.csr_array
     sparse = kind(_fill_sparse(counts, dtype, kept()))
     return sparse, kind(_scatter(spread, counts.shape, np.dtype(np.float32))) if return_std else None
+
+
+def imputed_columns(imputer: Imputer, counts: sp.csr_array, dropout: Dropout, genes: np.ndarray) -> np.ndarray:
+    """Counts of some genes with predictions in them, ``(n_cells, genes.size)``; in any order, and more than once."""
+    values = counts[:, genes].astype(np.result_type(counts.dtype, np.float32)).toarray()
+    scale = imputer.kept_scale(dropout)
+    if scale is not None:
+        values *= scale[:, None]
+    for part in imputer.predict(counts, dropout, genes=np.unique(genes)):
+        found = part.values[:, genes].toarray()
+        values[part.cells] = np.where(found > 0, found, values[part.cells])
+    return values
 
 
 class _Part:

@@ -51,9 +51,7 @@ def add_layers(
             n_imputed[part.cells] = np.diff(part.values.indptr)
             yield part
 
-    dense = imputer.entries == "all"
-    scale = imputer.kept_scale(dropout)
-    imputed, deviation = put_in(matrix, counts, counted(), dense=dense, scale=scale, return_std=request.return_std)
+    imputed, deviation = put_in(matrix, counts, imputer, dropout, counted(), return_std=request.return_std)
     results.add("layers", key, imputed)
     if request.return_std:
         results.add("layers", f"{key}_std", deviation)

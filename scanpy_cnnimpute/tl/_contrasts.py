@@ -13,7 +13,7 @@ from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import IMPUTE_FUNCTION, load_dropout, load_imputer, require_imputer
 from .._anndata.results import written_by
 from .._checks import warn_user
-from ..differential import TESTS, Contrast, ImputedDecoys, log2_fold_changes, mixing, permute_counts
+from ..differential import TESTS, Contrast, ImputedDecoys, decoys_of, log2_fold_changes, mixing
 from ..dropout import ModelledDropout
 from ..imputation import find_imputer
 from ..imputation.default import MoleculeImputer
@@ -158,9 +158,7 @@ class LayerValues:
                 own, decoys = imputed.block(genes, self._n_decoys)
             else:
                 own = by_gene[:, genes].toarray().astype(np.float32)
-                seeds = range(self._random_state, self._random_state + self._n_decoys)
-                permuted = [permute_counts(own.T, self.library_size[compared], genes, seed).T for seed in seeds]
-                decoys = np.concatenate([own[:, :0], *permuted], axis=1)
+                decoys = decoys_of(own, self.library_size[compared], genes, self._random_state, self._n_decoys)
             return np.log1p(own * per_10k), np.log1p(decoys * per_10k)
 
         return read
