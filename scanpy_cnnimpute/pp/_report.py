@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 FEW = 0.01  # share of the zeros below which imputing hardly changes the data
 MOST = 0.5  # share of the genes
 
-FILTER_GENES = (
-    "No cell that the dropout model was fitted to has them: sc.pp.filter_genes(adata, min_cells=3) drops them."
-)
 WHAT_HELPS = {
     NOTHING_MISSING: "Their dropout probabilities are not above threshold=: lower it, or state capture_efficiency= in "
     "pp.dropout_prob, a number or a protocol, if more is missing than a deeper run would count.",
@@ -46,7 +43,8 @@ WHAT_HELPS = {
     NOT_SELECTED: "mask_var= chooses the genes.",
 }
 WITHOUT_CLUSTERS = {
-    NOT_MODELLED: FILTER_GENES,
+    NOT_MODELLED: "No cell that the dropout model was fitted to has them: sc.pp.filter_genes(adata, min_cells=3) drops "
+    "them.",
     TOO_FEW_CELLS: f"At least {MIN_CELLS} cells with counts are needed; pp.cnn_impute has no keyword that changes it.",
 }
 """What helps with imputers that train one network for all cells."""

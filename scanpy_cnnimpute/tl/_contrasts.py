@@ -55,7 +55,7 @@ def read_contrasts(adata: AnnData, groupby: str, groups: Any, reference: Any) ->
     if missing:
         msg = (
             f"{missing} are no groups of at least {MIN_CELLS} cells in adata.obs[{groupby!r}]. Available: {available}"
-            f"{', and the reference ' + repr(REST) if str(reference) in missing else ''}."
+            f"{f'; reference={REST!r} stands for all other cells' if str(reference) in missing else ''}."
         )
         raise ValueError(msg)
     if not asked or (reference != REST and str(reference) in asked):
@@ -113,17 +113,16 @@ class LayerValues:
         if layer is not None and layer not in layer_names(adata) and self.is_imputed:
             msg = f"The layer {layer!r} is not stored: pass null='decoys', or impute again with store='layer'."
             raise ValueError(msg)
-        matrix = next(iter(layer_matrices(adata, [layer], caller=caller).values()))
-        self._matrix = matrix
-        self.library_size = matrix.sum(axis=1, dtype=np.float64)
+        self._matrix = observed = next(iter(layer_matrices(adata, [layer], caller=caller).values()))
         if layer is not None and self.is_imputed:
             source = adata.uns[layer]["params"].get("layer")
-            self.library_size = get_counts(adata, source, caller=caller, integers=False).sum(axis=1, dtype=np.float64)
+            observed = get_counts(adata, source, caller=caller, integers=False)
             if n_decoys:
                 warn_user(
                     f"{caller}: decoys of {layer!r} are its values permuted among cells, as its imputer cannot impute "
                     "them: what imputed cells share is not in them, and p-values are too small."
                 )
+        self.library_size = observed.sum(axis=1, dtype=np.float64)
 
     def _warn_if_unmixed(self, compared: np.ndarray, contrasts: Sequence[Contrast]) -> None:
         """Decoys of cells that are permuted among their own group alone keep what the group has of its own."""
@@ -163,8 +162,8 @@ class LayerValues:
 
         return read
 
-    def test(self, contrasts: Sequence[Contrast], method: str) -> list[Tested]:
-        """Scores of contrasts that all divide the same cells."""
+    def test(self, contrasts: Sequence[Contrast], methods: Sequence[str]) -> dict[str, list[Tested]]:
+        """Scores of contrasts that all divide the same cells, by each method; values are read once for all."""
         compared = compared_cells(contrasts[0])
         inside = [
             Contrast(group=np.searchsorted(compared, c.group), reference=np.searchsorted(compared, c.reference))
@@ -174,24 +173,29 @@ class LayerValues:
         entry_bytes = 8 * (1 + self._n_decoys)
         width = int(np.clip(BLOCK_BYTES // (entry_bytes * max(compared.size, 1)), 1, BLOCK_GENES))
         self._warn_if_unmixed(compared, inside)
-        parts: list[dict[str, np.ndarray]] = []
+        parts: dict[str, list[dict[str, np.ndarray]]] = {method: [] for method in methods}
         for start in range(0, self.n_genes, width):
             own, decoys = read(np.arange(start, min(start + width, self.n_genes)))
-            parts.append(
-                {
-                    "scores": TESTS[method](own, inside),
-                    "mean": own.mean(axis=0, dtype=np.float64),
-                    "log2_fold_change": np.stack([log2_fold_changes(own, each) for each in inside]),
-                    "seen": np.any(own > 0, axis=0),
-                    "decoy_scores": TESTS[method](decoys, inside),
-                    "decoy_mean": decoys.mean(axis=0, dtype=np.float64),
-                    "decoy_seen": np.any(decoys > 0, axis=0),
-                }
-            )
-        joined = {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
-        shared = {name: value for name, value in joined.items() if value.ndim == 1}
-        each = {name: value for name, value in joined.items() if value.ndim > 1}
-        return [Tested(**shared, **{name: value[row] for name, value in each.items()}) for row in range(len(contrasts))]
+            described = {
+                "mean": own.mean(axis=0, dtype=np.float64),
+                "log2_fold_change": np.stack([log2_fold_changes(own, each) for each in inside]),
+                "seen": np.any(own > 0, axis=0),
+                "decoy_mean": decoys.mean(axis=0, dtype=np.float64),
+                "decoy_seen": np.any(decoys > 0, axis=0),
+            }
+            for method in methods:
+                scores = {"scores": TESTS[method](own, inside), "decoy_scores": TESTS[method](decoys, inside)}
+                parts[method].append({**described, **scores})
+        return {method: _by_contrast(blocks, len(contrasts)) for method, blocks in parts.items()}
+
+
+def _by_contrast(blocks: list[dict[str, np.ndarray]], n_contrasts: int) -> list[Tested]:
+    """Blocks of genes put together; arrays of two dimensions have a row for each contrast."""
+    joined = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in blocks[0]}
+    return [
+        Tested(**{name: value if value.ndim == 1 else value[row] for name, value in joined.items()})
+        for row in range(n_contrasts)
+    ]
 
 
 def compared_cells(contrast: Contrast) -> np.ndarray:
@@ -206,11 +210,16 @@ def _imputes_decoys(adata: AnnData, layer: str) -> bool:
     return issubclass(kind, MoleculeImputer)
 
 
-def test_layer(values: LayerValues, contrasts: dict[str, Contrast], method: str, *, shared: bool) -> dict[str, Tested]:
-    """Test all contrasts; those against the rest share the work."""
-    if shared:
-        return dict(zip(contrasts, values.test(list(contrasts.values()), method), strict=True))
-    return {name: values.test([contrast], method)[0] for name, contrast in contrasts.items()}
+def test_layer(
+    values: LayerValues, contrasts: dict[str, Contrast], methods: Sequence[str], *, shared: bool
+) -> dict[str, dict[str, Tested]]:
+    """Test all contrasts by each method; those against the rest share the work."""
+    names = [list(contrasts)] if shared else [[name] for name in contrasts]
+    tested: dict[str, dict[str, Tested]] = {method: {} for method in methods}
+    for together in names:
+        for method, results in values.test([contrasts[name] for name in together], methods).items():
+            tested[method].update(zip(together, results, strict=True))
+    return tested
 
 
 def as_records(names: Sequence[str], columns: dict[str, np.ndarray], dtype: str) -> np.ndarray:

@@ -169,7 +169,7 @@ def rank_genes_groups(
                 "data the t-test calls 6 to 17 % of the genes that do not differ at p <= 0.05, Wilcoxon's 28 to 75 %. "
                 "Pass null='decoys', or test the counts."
             )
-        tested = test_layer(values, contrasts, method, shared=reference == REST)
+        tested = test_layer(values, contrasts, [method], shared=reference == REST)[method]
     columns: dict[str, dict[str, np.ndarray]] = {}
     rows: dict[str, dict[str, float]] = {}
     for name, each in tested.items():
@@ -214,11 +214,9 @@ def _calibrated(tested: Tested) -> tuple[np.ndarray, np.ndarray, dict[str, float
     scores = null.scaled(tested.mean, tested.scores)
     p_values = np.where(tested.seen, null.p_values(tested.mean, tested.scores), 1.0)
     called = float(np.mean(np.abs(decoys) >= norm.isf(CALLED / 2))) if decoys.size else np.nan
-    scale = np.median(np.interp(tested.mean[tested.seen], null.mean, null.scale)) if tested.seen.any() else 1.0
-    power = (
-        float(np.median(np.interp(tested.mean[tested.seen], null.tail_mean, null.power))) if tested.seen.any() else 2.0
-    )
-    return scores, p_values, {"called": called, "scale": float(scale), "power": power}
+    at = tested.mean[tested.seen] if tested.seen.any() else np.zeros(1)
+    scale, power = np.interp(at, null.mean, null.scale), np.interp(at, null.tail_mean, null.power)
+    return scores, p_values, {"called": called, "scale": float(np.median(scale)), "power": float(np.median(power))}
 
 
 def _adjusted(p_values: np.ndarray, corr_method: str) -> np.ndarray:
