@@ -72,7 +72,7 @@ class ImputedDecoys:
             whole = sp.csr_array(sp.vstack([self._counts[own], rest]))
             described = self._fit_cells.take(cells=self._chosen)
             molecules = model.molecules(whole[self._chosen], described)
-            self._residuals = pearson_residuals(molecules[:, known], described.scores, model.take(genes=known))
+            self._residuals = pearson_residuals(molecules, described.scores, model.loadings, model.shape, known)
 
     def block(self, genes: np.ndarray, n_decoys: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Values of some genes, and of their decoys, ``(n_compared, genes.size)`` float32 for each.
@@ -117,7 +117,8 @@ class ImputedDecoys:
             added = model.take(genes=self._counts.shape[1] + places)
             described = self._fit_cells.take(cells=self._chosen)
             molecules = added.molecules(sp.csr_array(fitted[self._chosen][:, places]), described)
-            residuals = pearson_residuals(molecules, described.scores, added)
+            every = np.arange(places.size)
+            residuals = pearson_residuals(molecules, described.scores, added.loadings, added.shape, every)
             own = np.tile(np.searchsorted(self._known, genes[with_network]), n_copies - 1)
             n_top = again.neighbours.shape[1]
             neighbours, correlations = correlated_genes(self._residuals, n_top, targets=residuals, own=own)

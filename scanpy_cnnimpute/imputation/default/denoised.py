@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ...presets import DenoisedSettings
-from ..base import Entries, Imputed
-from .features import layout_of
-from .molecules import BLOCK_ENTRIES, MAX_BLOCK_CELLS, MoleculeImputer, calibrated, csr_entries
+from .molecules import MoleculeImputer, calibrated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import scipy.sparse as sp
-
-    from ...dropout import Clusters, Dropout
+    from ...dropout import Dropout
     from ...presets import Settings
+    from ..base import Entries
+    from .molecules import CellBlock
 
 
 @dataclass(kw_only=True)
@@ -36,38 +32,20 @@ class DenoisedImputer(MoleculeImputer):
             return None
         return self.settings.depth / np.maximum(calibrated(dropout)[1].library_size, 1.0)
 
-    def predict(
-        self,
-        counts: sp.csr_array,
-        dropout: Dropout,
-        *,
-        clusters: Clusters | None = None,
-        genes: np.ndarray | None = None,
-        return_std: bool = False,
-    ) -> Iterator[Imputed]:
-        """Posterior means of all entries of the genes; see :meth:`Imputer.predict`."""
-        model, cells = calibrated(dropout)
-        wanted = self.imputable(genes)
-        correct = self.corrector(
-            counts, model, cells, layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
+    def _estimate(
+        self, dropout: Dropout, block: CellBlock, *, return_std: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """All entries of the genes, and their posterior means."""
+        model, n_cells = calibrated(dropout)[0], block.rows.size
+        indptr = np.arange(n_cells + 1) * block.genes.size
+        columns = np.tile(block.genes.astype(np.int32), n_cells)
+        values, deviation = model.denoised(
+            block.counts,
+            block.cells,
+            block.genes,
+            block.correct(block.rows, indptr, columns),
+            logarithmic=self.estimate == "posterior_mean",
+            depth=self.settings.depth,
+            return_std=return_std,
         )
-        height = max(1, min(MAX_BLOCK_CELLS, BLOCK_ENTRIES // max(wanted.size, 1)))
-        for start in range(0, counts.shape[0] if wanted.size else 0, height):
-            rows = np.arange(start, min(start + height, counts.shape[0]))
-            own = counts[rows]
-            indptr = np.arange(rows.size + 1) * wanted.size
-            columns = np.tile(wanted.astype(np.int32), rows.size)
-            values, deviation = model.denoised(
-                own,
-                cells.take(cells=rows),
-                wanted,
-                correct(rows, indptr, columns),
-                logarithmic=self.estimate == "posterior_mean",
-                depth=self.settings.depth,
-                return_std=return_std,
-            )
-            yield Imputed(
-                cells=rows,
-                values=csr_entries(values, columns, indptr, own.shape),
-                deviation=None if deviation is None else csr_entries(deviation, columns, indptr, own.shape),
-            )
+        return indptr, columns, values, deviation

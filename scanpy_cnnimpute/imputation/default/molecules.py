@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -33,7 +33,7 @@ from .selection import above_threshold
 from .training import train_network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ...dropout import Clusters, Dropout, ModelledDropout
     from ...dropout.calibrated import CalibratedCells, CalibratedModel
@@ -104,8 +104,8 @@ class _Described:
             own=np.empty((*shape, N_OWN_FEATURES), dtype=np.float32),
         )
 
-    def fill(self, source: _Source, rows: np.ndarray, layout: GeneLayout) -> _Described:
-        """Describe these rows of the source in the first rows of the buffers."""
+    def fill(self, source: _Source, rows: np.ndarray, read_position: np.ndarray) -> _Described:
+        """Describe these rows of the source in the first rows of the buffers; see :class:`GeneLayout`."""
         described = _Described(**{name: buffer[: rows.size] for name, buffer in vars(self).items()})
         with single_threaded_blas():
             np.matmul(source.scores[rows], source.loadings.T, out=described.expected)
@@ -116,7 +116,7 @@ class _Described:
             source.counts.indices,
             source.counts.data,
             rows,
-            layout.read_position,
+            read_position,
             described.expected,
             described.level,
             source.shape,
@@ -125,6 +125,16 @@ class _Described:
             described.own,
         )
         return described
+
+
+class CellBlock(NamedTuple):
+    """Cells that are predicted together: positions, counts, description; wanted genes; the network's correction."""
+
+    rows: np.ndarray
+    counts: sp.csr_array
+    cells: CalibratedCells
+    genes: np.ndarray
+    correct: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(kw_only=True)
@@ -211,19 +221,7 @@ class MoleculeImputer(Imputer):
         mean = train_scores.mean(axis=0) @ model.train_loadings[genes].T if rows.size else np.ones(genes.size)
         level = np.log(mean + MIN_RATE)
         self.level[genes] = level - level.mean() if genes.size else level
-        everything = GeneLayout(
-            genes=genes,
-            neighbours=np.zeros((genes.size, self.settings.n_top), dtype=np.int64),
-            correlations=np.zeros((genes.size, self.settings.n_top), dtype=np.float32),
-            read_position=positions_of(genes, counts.shape[1]),
-            target_position=positions_of(genes, counts.shape[1]),
-        )
-        source = self._source(train, train_scores, model.train_loadings, model.shape, everything)
-        residuals = np.empty((rows.size, genes.size), dtype=np.float32)
-        buffers = _Described.allocate(min(DESCRIBED_CELLS, rows.size), genes.size)
-        for start in range(0, rows.size, DESCRIBED_CELLS):
-            part = np.arange(start, min(start + DESCRIBED_CELLS, rows.size))
-            residuals[part] = buffers.fill(source, part, everything).channels[..., 0]
+        residuals = pearson_residuals(train, train_scores, model.train_loadings, model.shape, genes)
         neighbours, correlations = correlated_genes(residuals, self.settings.n_top)
         bar.update()
         n_used = int((np.diff(own.indptr) > 0).sum())
@@ -301,7 +299,7 @@ class MoleculeImputer(Imputer):
         buffers = _Described.allocate(max(checked.size, size), n_genes)
 
         def batch(rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-            described = buffers.fill(source, rows, layout)
+            described = buffers.fill(source, rows, layout.read_position)
             inputs = self._inputs(source, described, source.cell_features(rows), layout)
             # What is expected once the first set is known: all entries teach.
             factor = (source.shape + expm1(inputs[1][..., 2])) / (source.shape + described.expected)
@@ -330,33 +328,45 @@ class MoleculeImputer(Imputer):
         genes: np.ndarray | None = None,
         return_std: bool = False,
     ) -> Iterator[Imputed]:
-        """Posterior means of the zeros whose dropout probability exceeds the threshold; see :meth:`Imputer.predict`."""
+        """Posterior means of the entries that the imputer is for; see :meth:`Imputer.predict`."""
         model, cells = calibrated(dropout)
         wanted = self.imputable(genes)
         layout = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
-        correct = self.corrector(counts, model, cells, layout)
-        logarithmic, threshold = self.estimate == "posterior_mean", self.settings.threshold
+        correct = self._corrector(counts, model, cells, layout)
         height = max(1, min(MAX_BLOCK_CELLS, BLOCK_ENTRIES // max(wanted.size, layout.genes.size, 1)))
         for start in range(0, counts.shape[0] if wanted.size else 0, height):
             rows = np.arange(start, min(start + height, counts.shape[0]))
-            own, described = counts[rows], cells.take(cells=rows)
-            changed = dropout.changed(rows)  # type: ignore[attr-defined]
-            if changed is None:
-                indptr, columns, missed = model.missed_molecules(own, described, wanted, threshold)
-            else:
-                indptr, columns, probability = above_threshold(own, changed, wanted, threshold)
-                missed = model.missed_from(described, indptr, columns, probability)
-            correction = correct(rows, indptr, columns)
-            values, deviation = model.posterior_mean(
-                described, indptr, columns, missed, correction, logarithmic=logarithmic, return_std=return_std
-            )
+            block = CellBlock(rows, counts[rows], cells.take(cells=rows), wanted, correct)
+            indptr, columns, values, deviation = self._estimate(dropout, block, return_std=return_std)
             yield Imputed(
                 cells=rows,
-                values=csr_entries(values, columns, indptr, own.shape),
-                deviation=None if deviation is None else csr_entries(deviation, columns, indptr, own.shape),
+                values=_csr_entries(values, columns, indptr, block.counts.shape),
+                deviation=None if deviation is None else _csr_entries(deviation, columns, indptr, block.counts.shape),
             )
 
-    def corrector(
+    def _estimate(
+        self, dropout: Dropout, block: CellBlock, *, return_std: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Entries of a block of cells that are predicted, as ``indptr`` and columns; values; standard deviations."""
+        model, threshold = calibrated(dropout)[0], self.settings.threshold
+        changed = dropout.changed(block.rows)  # type: ignore[attr-defined]
+        if changed is None:
+            indptr, columns, missed = model.missed_molecules(block.counts, block.cells, block.genes, threshold)
+        else:
+            indptr, columns, probability = above_threshold(block.counts, changed, block.genes, threshold)
+            missed = model.missed_from(block.cells, indptr, columns, probability)
+        values, deviation = model.posterior_mean(
+            block.cells,
+            indptr,
+            columns,
+            missed,
+            block.correct(block.rows, indptr, columns),
+            logarithmic=self.estimate == "posterior_mean",
+            return_std=return_std,
+        )
+        return indptr, columns, values, deviation
+
+    def _corrector(
         self, counts: sp.csr_array, model: CalibratedModel, cells: CalibratedCells, layout: GeneLayout
     ) -> Any:
         """A function of rows and their CSR entries that gives the network's correction of each, float32."""
@@ -385,7 +395,8 @@ class MoleculeImputer(Imputer):
             arrange_targets(indptr, columns, layout.target_position, first_row, row_cell, targets)
             if not described:
                 described.append(_Described.allocate(rows.size, layout.genes.size))
-            known, of_cells = described[0].fill(source, rows, layout), source.cell_features(rows)
+            known = described[0].fill(source, rows, layout.read_position)
+            of_cells = source.cell_features(rows)
             predicted = np.empty((row_cell.size, width), dtype=np.float32)
             height = n_rows // CALL_SHAPES
             for part in np.array_split(np.arange(row_cell.size), -(-row_cell.size // n_rows)):
@@ -406,17 +417,30 @@ def calibrated(dropout: Dropout) -> tuple[CalibratedModel, CalibratedCells]:
     return modelled.model, modelled.cells  # type: ignore[return-value]
 
 
-def pearson_residuals(molecules: sp.csr_array, scores: np.ndarray, model: CalibratedModel) -> np.ndarray:
-    """Residuals of all genes of the model, as its network reads them, ``(n_cells, n_genes)`` float32."""
-    with single_threaded_blas():
-        expected = scores @ model.loadings.T
-    shape = model.shape.astype(np.float32)
-    spread = np.sqrt(expected + expected * expected / shape + np.float32(FLOOR_VARIANCE))
-    residuals = (molecules.toarray().astype(np.float32) - expected) / spread
-    return np.clip(residuals, *RESIDUAL_RANGE, out=residuals)
+def pearson_residuals(
+    molecules: sp.csr_array, scores: np.ndarray, loadings: np.ndarray, shape: np.ndarray, genes: np.ndarray
+) -> np.ndarray:
+    """Residuals of some genes as the network reads them, ``(n_cells, genes.size)`` float32."""
+    n_cells = molecules.shape[0]
+    source = _Source(
+        counts=molecules,
+        scores=scores,
+        loadings=np.ascontiguousarray(loadings[genes]),
+        shape=shape[genes].astype(np.float32),
+        # Residuals need no features.
+        shared=np.empty((genes.size, 0)),
+        depth=np.zeros(n_cells),
+    )
+    residuals = np.empty((n_cells, genes.size), dtype=np.float32)
+    buffers = _Described.allocate(min(DESCRIBED_CELLS, n_cells), genes.size)
+    read_position = positions_of(genes, molecules.shape[1])
+    for start in range(0, n_cells, DESCRIBED_CELLS):
+        part = np.arange(start, min(start + DESCRIBED_CELLS, n_cells))
+        residuals[part] = buffers.fill(source, part, read_position).channels[..., 0]
+    return residuals
 
 
-def csr_entries(values: np.ndarray, columns: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
+def _csr_entries(values: np.ndarray, columns: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
     """A CSR array of these entries."""
     return sp.csr_array((values, columns, indptr.astype(np.int32 if indptr[-1] < 2**31 else np.int64)), shape=shape)
 
