@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from ._checks import warn_user
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -220,40 +218,6 @@ def is_integer(data: np.ndarray) -> bool:
     size = max(1, BLOCK_BYTES // data.itemsize)
     parts = (data[start : start + size] for start in range(0, data.size, size))
     return data.dtype.kind in "iu" or all(bool((part == np.rint(part)).all()) for part in parts)
-
-
-def check_counts(counts: sp.csr_array, *, where: str, caller: str, suggestion: str | Callable[[], str] = "") -> None:
-    """Refuse values that are no raw counts; warn of fractions that may be counts, such as ambient-corrected ones.
-
-    Parameters
-    ----------
-    counts
-        What :func:`to_csr` returned.
-    where, caller
-        What messages call the matrix and the function that needs counts.
-    suggestion
-        Sentence that ends an error message, or a function that composes it.
-
-    Raises
-    ------
-    ValueError
-        For NaN, infinite, negative and inexact values, and for values that were normalised, log-transformed or
-        root-transformed.
-    """
-    problem = values_problem(counts)
-    verb = "has"
-    if problem is None and not is_integer(counts.data):
-        verb, problem = "looks", transformation(counts)
-        share = float(np.mean(counts.data != np.rint(counts.data)))
-        largest = float(counts.data.max())
-        if problem is None and share > 0.5 and largest < MAX_LOGGED:  # noqa: PLR2004
-            problem = f"log-transformed ({share:.0%} of its non-zeros are fractions, the largest is {largest:.3g})"
-        if problem is None:
-            warn_user(f"{where}: {share:.0%} of the non-zeros are not whole numbers; {caller} is meant for raw counts.")
-    if problem is not None:
-        end = suggestion if isinstance(suggestion, str) else suggestion()
-        msg = f"{where} {verb} {problem}; {caller} needs raw counts.{end and ' '}{end}"
-        raise ValueError(msg)
 
 
 def transformation(counts: sp.csr_array, *, scaling: bool = True) -> str | None:

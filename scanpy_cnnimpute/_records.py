@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ class ArrayRecord:
             if spec.axis is not None and index[spec.axis] is not None and getattr(self, name) is not None
         }
         return replace(self, **chosen)  # type: ignore[type-var]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The cells of several records, one after the other; what is not of cells is that of the first."""
+        of_cells = [name for name, spec in cls.specs().items() if spec.axis == "cells"]
+        known = [name for name in of_cells if getattr(parts[0], name) is not None]
+        values = {name: np.concatenate([getattr(part, name) for part in parts]) for name in known}
+        return replace(parts[0], **values)  # type: ignore[type-var]
 
     def check_consistent(self) -> None:
         """Refuse arrays that do not go together, as of a damaged file.

@@ -91,6 +91,39 @@ def limited_threads(n_jobs: int | None) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
+_one_block = Lock()
+
+
+@contextmanager
+def one_block_at_a_time() -> Iterator[None]:
+    """Compute one block of a Dask array at a time in this process, with all of its threads.
+
+    A worker of Dask's distributed scheduler uses as many threads as it was given, so that workers do not fight.
+    """
+    n_threads = _worker_threads()
+    with _one_block:
+        if n_threads is not None:
+            _limit_keras_once(n_threads)
+        with limited_threads(n_threads):
+            yield
+
+
+def _worker_threads() -> int | None:
+    """Threads of the Dask worker that this process is; None outside."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        return int(distributed.get_worker().state.nthreads)
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _limit_keras_once(n_threads: int) -> None:
+    limit_keras(n_threads)
+
+
 def limit_keras(n_jobs: int | None) -> None:
     """The same for TensorFlow, which takes a number only before it computes; other backends follow OpenMP or do not."""
     if n_jobs is None:

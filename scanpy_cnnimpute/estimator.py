@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,18 +12,21 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from . import _saved
-from ._anndata.counts import get_counts, raw_matrix
+from ._anndata.counts import open_counts
 from ._anndata.fingerprint import check_fingerprint
 from ._anndata.models import load_dropout_model, load_imputer, require_dropout_model, require_imputer
 from ._checks import check_choice, check_number, check_seed, quote_some
+from ._counts import Counts, CountsInMemory, DaskCounts, joined_blocks
 from ._labels import distinct_names
-from ._matrix import check_counts, check_probabilities, to_csr
+from ._matrix import check_probabilities
+from ._progress import show_progress
 from .dropout import MODELS, AllMissing, Clusters, Dropout, GivenProbabilities, ModelledDropout, check_efficiency
 from .dropout.protocols import PROTOCOLS, find_protocol
 from .dropout.read_counts import CountType, resolve_count_type
 from .imputation import Entries, FitOptions, Imputed, Imputer, Targets, find_imputer, resolve_settings
 from .imputation.assemble import put_in
 from .imputation.backend import check_backend
+from .imputation.blocks import impute_lazily, lazy_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,7 +58,7 @@ class CNNImputer:
     random_state
         Seed.
     verbose
-        Show a progress bar in a terminal.
+        Show progress bars with the time left, in a log as lines.
     settings
         Settings of the preset, such as ``threshold`` or ``n_steps``: those of
         :func:`~scanpy_cnnimpute.pp.cnn_impute`, with the same defaults.
@@ -104,7 +108,7 @@ class CNNImputer:
         check_choice("count_type", count_type, get_args(CountType))
         self.count_type: CountType = count_type
         self.random_state = check_seed(random_state)
-        self.verbose = verbose
+        self.verbose = check_number("verbose", verbose, bool)
         self._overrides = settings
         # Without a stated estimate, settings of the conditional one are possible: fit() may be given probabilities.
         stated = estimate is not None or entries == "all" or kind.settings_type.has(settings)
@@ -154,11 +158,12 @@ class CNNImputer:
         RuntimeError
             If TensorFlow runs in graph mode in this process.
         """
-        _, counts, names = _read(X, layer, genes)
-        kind, options, source = self._prepare(counts, names, dropout, clusters, capture_efficiency)
-        self._imputer = kind.fit(counts, source, options)
-        if not kind.trains_in_clusters:
-            self._imputer.sample(counts, source)  # notes which genes are imputed
+        counts, names = _read(X, layer, genes)
+        with show_progress(self.verbose):
+            kind, options, source = self._prepare(counts, names, dropout, clusters, capture_efficiency)
+            self._imputer = kind.fit(counts, source, options)
+            if not kind.trains_in_clusters:
+                self._imputer.sample(counts, source)  # notes which genes are imputed
         return self
 
     def fit_transform(
@@ -185,13 +190,18 @@ class CNNImputer:
         -------
         As :meth:`transform`.
         """
-        matrix, counts, names = _read(X, layer, genes)
-        kind, options, source = self._prepare(counts, names, dropout, clusters, capture_efficiency)
-        kind.check_std(return_std=return_std)
-        self._imputer = kind.fit(counts, source, options)
-        parts = self._imputer.predict(counts, source, clusters=options.clusters, return_std=return_std)
-        parts = self._imputer.note_imputed(parts)
-        both = put_in(matrix, counts, self._imputer, source, parts, return_std=return_std)
+        counts, names = _read(X, layer, genes)
+        find_imputer(self.preset, self.estimate, self.entries).check_std(return_std=return_std)
+        with show_progress(self.verbose):
+            kind, options, source = self._prepare(counts, names, dropout, clusters, capture_efficiency)
+            self._imputer = kind.fit(counts, source, options)
+            if isinstance(counts, DaskCounts) and kind.is_stored:
+                self._imputer.sample(counts, source)
+                both = impute_lazily(counts, self._imputer, source, return_std=return_std)
+            else:
+                parts = self._imputer.predict_all(counts, source, clusters=options.clusters, return_std=return_std)
+                parts = self._imputer.note_imputed(parts)
+                both = put_in(counts, self._imputer, source, parts, return_std=return_std)
         return both if return_std else both[0]
 
     def transform(
@@ -246,16 +256,22 @@ class CNNImputer:
         fitted = None if self._model is None else type(self._model)
         _refuse_unused(type(imputer), fitted, capture_efficiency=capture_efficiency)
         check_backend()
-        matrix, counts, names = _read(X, layer, genes)
-        given = isinstance(X, AnnData) or genes is not None
-        order = _align(names if given else None, counts.shape[1], self.genes_)
-        aligned = counts if (order == np.arange(order.size)).all() else sp.csr_array(counts[:, order])
-        aligned.sort_indices()
+        counts, names = _read(X, layer, genes)
+        named = isinstance(X, AnnData) or genes is not None
+        order = _align(names if named else None, counts.shape[1], self.genes_)
         codes = None if clusters is None else _clusters(clusters, counts.shape[0], allow_none=True)
-        source = self._dropout(aligned, _columns(dropout, counts.shape, order), codes, capture_efficiency)
-        parts = imputer.predict(aligned, source, clusters=codes, return_std=return_std)
-        both = put_in(matrix, counts, imputer, source, _reordered(parts, order), return_std=return_std)
-        return both if return_std else both[0]
+        told = self._capture_efficiency if capture_efficiency is None else capture_efficiency
+        use_model = self._model is not None and (dropout is None or imputer.needs_calibrated)
+        impute = _NewCells(imputer, self._model if use_model else None, order, return_std)
+        known = _KnownOfCells(
+            clusters=codes,
+            dropout=_columns(dropout, counts.shape, order),
+            efficiency=_efficiency(told, counts) if use_model else None,
+        )
+        if isinstance(counts, DaskCounts):
+            return impute.lazily(counts, known)
+        with show_progress(self.verbose):
+            return joined_blocks([impute(matrix, known.take(rows)) for rows, matrix in counts.matrices()])
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write arrays and one JSON into a folder, or nothing.
@@ -343,7 +359,7 @@ class CNNImputer:
         """
         require_imputer(adata, key)
         params = adata.uns[key]["params"]
-        counts = get_counts(adata, params.get("layer"), caller=f"{CALLER}.from_anndata", integers=False)
+        counts = open_counts(adata, params.get("layer"), caller=f"{CALLER}.from_anndata", integers=False)
         check_fingerprint(adata, key, counts)
         imputer = load_imputer(adata, key)
         model = None
@@ -431,7 +447,7 @@ class CNNImputer:
 
     def _prepare(
         self,
-        counts: sp.csr_array,
+        counts: Counts,
         names: list[str],
         dropout: Any,
         clusters: Sequence[Any] | None,
@@ -469,7 +485,7 @@ class CNNImputer:
             self._model = fit.model
             source: Dropout = ModelledDropout(counts, fit.model, fit.cells)
         else:
-            source = self._dropout(counts, _columns(dropout, counts.shape, None), None, None)
+            source = GivenProbabilities(_columns(dropout, counts.shape, None))
         everything = np.ones(counts.shape[1], dtype=bool)
         options = FitOptions(
             settings=settings,
@@ -477,44 +493,81 @@ class CNNImputer:
             random_state=self.random_state,
             targets=Targets.of(self._model, everything, gate=self.gate is not False),
             clusters=grouped,
-            verbose=self.verbose,
         )
         return kind, options, source
 
-    def _dropout(
-        self,
-        counts: sp.csr_array,
-        dropout: Any,
-        clusters: Clusters | None,
-        capture_efficiency: float | str | np.ndarray | None,
-    ) -> Dropout:
+
+@dataclass(frozen=True, kw_only=True)
+class _KnownOfCells:
+    """What is told of new cells; None for what is not."""
+
+    clusters: Clusters | None
+    dropout: Any
+    efficiency: np.ndarray | None
+
+    def take(self, rows: np.ndarray) -> _KnownOfCells:
+        clusters = self.clusters
+        return _KnownOfCells(
+            clusters=None if clusters is None else replace(clusters, codes=clusters.codes[rows]),
+            dropout=None if self.dropout is None else self.dropout[rows],
+            efficiency=None if self.efficiency is None else self.efficiency[rows],
+        )
+
+
+@dataclass(frozen=True)
+class _NewCells:
+    """Describes and imputes blocks of new cells: arrays, which travel to any process."""
+
+    label: ClassVar[str] = "cnn-imputed"
+
+    imputer: Imputer
+    model: DropoutModel | None
+    order: np.ndarray
+    return_std: bool
+
+    def __call__(self, matrix: Any, known: _KnownOfCells) -> Any:
+        """Counts with predictions in them, or a pair of these and their standard deviations."""
+        counts = CountsInMemory(matrix)
+        in_order = bool((self.order == np.arange(self.order.size)).all())
+        aligned = counts if in_order else CountsInMemory(counts.csr[:, self.order])
+        source = self._dropout(aligned, known)
+        parts = self.imputer.predict(aligned.csr, source, clusters=known.clusters, return_std=self.return_std)
+        if not in_order:
+            parts = _reordered(parts, counts, self.order)
+        both = put_in(counts, self.imputer, source, parts, return_std=self.return_std)
+        return both if self.return_std else both[0]
+
+    def _dropout(self, counts: CountsInMemory, known: _KnownOfCells) -> Dropout:
         """Dropout probabilities: those given, the model's, or 1 everywhere."""
-        if self._model is None or (dropout is not None and not self._fitted().needs_calibrated):
-            return AllMissing(counts.shape[1]) if dropout is None else GivenProbabilities(dropout)
-        known = clusters if self._model.needs_clusters else None
-        told = self._capture_efficiency if capture_efficiency is None else capture_efficiency
-        efficiency = _efficiency(told, counts)
-        cells = self._model.describe(counts, clusters=known, capture_efficiency=efficiency)
-        return ModelledDropout(counts, self._model, cells, dropout)
+        if self.model is None:
+            return AllMissing(counts.shape[1]) if known.dropout is None else GivenProbabilities(known.dropout)
+        clusters = known.clusters if self.model.needs_clusters else None
+        cells = self.model.describe(counts.csr, clusters=clusters, capture_efficiency=known.efficiency)
+        return ModelledDropout(counts, self.model, cells, known.dropout)
+
+    def lazily(self, counts: DaskCounts, known: _KnownOfCells) -> Any:
+        """The same as a Dask array, or a pair of them."""
+        both = lazy_layers(counts, self, self.imputer, by_cell=known.take, return_std=self.return_std)
+        return both if self.return_std else both[0]
 
 
-def _read(X: Any, layer: str | None, genes: Sequence[str] | None) -> tuple[Any, sp.csr_array, list[str]]:
-    """The counts as the user has them, the same as a checked CSR array, and the names of the genes."""
+def _read(X: Any, layer: str | None, genes: Sequence[str] | None) -> tuple[Counts, list[str]]:
+    """The checked counts, and the names of the genes."""
     if isinstance(X, AnnData):
-        counts, matrix = get_counts(X, layer, caller=CALLER), raw_matrix(X, layer)
+        counts = open_counts(X, layer, caller=CALLER)
         names: Any = X.var_names if genes is None else genes
     else:
         if layer is not None:
             msg = f"layer={layer!r} needs an AnnData, got {type(X).__name__}."
             raise TypeError(msg)
-        counts, matrix = to_csr(X), X
-        check_counts(counts, where="X", caller=CALLER)
+        counts = Counts.of(X)
+        counts.check(caller=CALLER)
         names = range(counts.shape[1]) if genes is None else genes
     names = [str(name) for name in names]
     if len(names) != counts.shape[1]:
         msg = f"genes has {len(names)} names, X has {counts.shape[1]} columns."
         raise ValueError(msg)
-    return matrix, counts, names
+    return counts, names
 
 
 def _refuse_unused(kind: type[Imputer], model: type[DropoutModel] | None, **given: Any) -> None:
@@ -576,7 +629,7 @@ def _columns(dropout: Any, shape: tuple[int, int], order: np.ndarray | None) -> 
     return matrix if order is None else matrix[:, order]
 
 
-def _efficiency(capture_efficiency: float | str | np.ndarray | None, counts: sp.csr_array) -> np.ndarray | None:
+def _efficiency(capture_efficiency: float | str | np.ndarray | None, counts: Counts) -> np.ndarray | None:
     if capture_efficiency is None:
         return None
     if isinstance(capture_efficiency, str):
@@ -589,15 +642,12 @@ def _efficiency(capture_efficiency: float | str | np.ndarray | None, counts: sp.
     if given.shape not in {(), counts.shape[:1]}:
         msg = f"capture_efficiency has shape {given.shape}, expected a number or ({counts.shape[0]},)."
         raise ValueError(msg)
-    counted = np.diff(counts.indptr) > 0
+    counted = counts.totals.n_genes > 0
     return check_efficiency(np.broadcast_to(given, counted.shape), counted, where="capture_efficiency")
 
 
-def _reordered(parts: Iterator[Imputed], order: np.ndarray) -> Iterator[Imputed]:
-    """Predictions of the trained genes in the columns of the user."""
-    if (order == np.arange(order.size)).all():
-        yield from parts
-        return
+def _reordered(parts: Iterator[Imputed], counts: CountsInMemory, order: np.ndarray) -> Iterator[Imputed]:
+    """Predictions of the trained genes in the columns of the user, whose counts are these."""
 
     def moved(values: sp.csr_array | None) -> sp.csr_array | None:
         if values is None:
@@ -607,4 +657,5 @@ def _reordered(parts: Iterator[Imputed], order: np.ndarray) -> Iterator[Imputed]
         return new
 
     for part in parts:
-        yield Imputed(cells=part.cells, values=moved(part.values), deviation=moved(part.deviation))
+        own = counts.rows(part.cells)
+        yield Imputed(cells=part.cells, counts=own, values=moved(part.values), deviation=moved(part.deviation))

@@ -16,6 +16,7 @@ from helpers import assert_only_added, simulate
 
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute import CNNImputer, metrics
+from scanpy_cnnimpute._counts import Counts
 from scanpy_cnnimpute._threads import single_threaded_pool
 from scanpy_cnnimpute.dropout.calibrated import CalibratedCells, CalibratedModel, allocation, depth_efficiency, kernels
 from scanpy_cnnimpute.dropout.calibrated import model as calibrated
@@ -54,7 +55,7 @@ def planted(n_cells: int = 400, n_genes: int = 250, shape: float = 3.0, seed: in
 
 def fitted(counts: Any, efficiency: float, **options: Any) -> DropoutFit:
     counts = sp.csr_array(counts, dtype=np.float32)
-    return CalibratedModel.fit(counts, capture_efficiency=np.full(counts.shape[0], efficiency), **options)
+    return CalibratedModel.fit(Counts.of(counts), capture_efficiency=np.full(counts.shape[0], efficiency), **options)
 
 
 def expected(fit: DropoutFit) -> np.ndarray:
@@ -475,7 +476,7 @@ def test_summary_of_clusters() -> None:
     counts = metrics.thin_counts(planted(60, 50), capture_efficiency=0.3)
     fit = fitted(counts, 0.3)
     clusters = scnn.dropout.Clusters(codes=np.repeat([0, 1], [20, 40]), names=["a", "b"])
-    summary = fit.model.summary(counts, fit.cells, clusters)
+    summary = fit.model.summary(Counts.of(counts), fit.cells, clusters)
     probability, zero = fit.model.probability(counts, fit.cells), counts.toarray() == 0
     assert summary["n_cells"].tolist() == [20, 40]
     for row, cells in enumerate((slice(0, 20), slice(20, 60))):

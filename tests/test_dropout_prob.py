@@ -188,8 +188,7 @@ def test_blocks_do_not_change_the_layer(adata: ad.AnnData, monkeypatch: pytest.M
     scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
     expected = adata.layers["dropout_prob"].copy()
     for height in (1, 7):
-        monkeypatch.setattr("scanpy_cnnimpute.pp._dropout_prob.LAYER_BLOCK_BYTES", 50 * 4 * height)
-        monkeypatch.setattr("scanpy_cnnimpute.get._dropout_prob.BLOCK_BYTES", 50 * 4 * height)
+        monkeypatch.setattr("scanpy_cnnimpute.dropout.base.BLOCK_BYTES", 50 * 4 * height)
         scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
         np.testing.assert_array_equal(adata.layers["dropout_prob"], expected)
         np.testing.assert_array_equal(scnn.get.dropout_prob(adata), expected)

@@ -19,6 +19,7 @@ from helpers import QUICK, dense, simulate
 
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute import CNNImputer, _matrix, metrics
+from scanpy_cnnimpute._counts import Counts
 from scanpy_cnnimpute.dropout import Clusters
 from scanpy_cnnimpute.dropout.calibrated import CalibratedModel
 from scanpy_cnnimpute.dropout.gamma_normal import GammaNormalModel
@@ -512,7 +513,7 @@ def test_pickled_dropout_models(kind: Any) -> None:
     adata = simulate(40)
     counts = sp.csr_array(adata.X)
     clusters = Clusters(codes=adata.obs["type"].cat.codes.to_numpy(np.int64), names=["a", "b"])
-    fit = kind.fit(counts, clusters=clusters)
+    fit = kind.fit(Counts.of(counts), clusters=clusters)
     expected = fit.model.probability(counts, fit.cells)
     again = pickle.loads(pickle.dumps(fit))
     np.testing.assert_array_equal(again.model.probability(counts, again.cells), expected)

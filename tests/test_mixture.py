@@ -19,6 +19,7 @@ from scipy.optimize import brentq
 from scipy.special import digamma
 
 from scanpy_cnnimpute import datasets
+from scanpy_cnnimpute._counts import Counts
 from scanpy_cnnimpute.dropout import Clusters
 from scanpy_cnnimpute.dropout.gamma_normal import (
     GammaNormalCells,
@@ -184,7 +185,7 @@ def test_probability_follows_the_published_rules() -> None:
     counts = random_counts(60, 20)
     library = counts.sum(axis=1).astype(float)
     clusters = np.arange(60) % 3 - 1  # a third of the cells has no cluster
-    fit = GammaNormalModel.fit(counts, clusters=Clusters(codes=clusters, names=["a", "b"]))
+    fit = GammaNormalModel.fit(Counts.of(counts), clusters=Clusters(codes=clusters, names=["a", "b"]))
     mixture = fit.model
     np.testing.assert_array_equal(fit.cells.library_size, library)
     probability = mixture.probability(counts, fit.cells)
@@ -211,7 +212,7 @@ def test_probability_follows_the_published_rules() -> None:
 def test_new_cells_find_their_cluster_by_profile() -> None:
     adata, new = simulate(80), simulate(41, seed=3)
     codes = adata.obs["type"].cat.codes.to_numpy(np.int64)
-    model = GammaNormalModel.fit(sp.csr_array(adata.X), clusters=Clusters(codes=codes, names=["a", "b"])).model
+    model = GammaNormalModel.fit(Counts.of(adata.X), clusters=Clusters(codes=codes, names=["a", "b"])).model
     counts = sp.csr_array(new.X).toarray()
     counts[40] = 0
     cells = model.describe(sp.csr_array(counts))
@@ -231,7 +232,7 @@ def test_named_clusters_are_taken_as_they_are() -> None:
     adata = simulate(40)
     codes = adata.obs["type"].cat.codes.to_numpy(np.int64)
     counts = sp.csr_array(adata.X)
-    model = GammaNormalModel.fit(counts, clusters=Clusters(codes=codes, names=["a", "b"])).model
+    model = GammaNormalModel.fit(Counts.of(counts), clusters=Clusters(codes=codes, names=["a", "b"])).model
     # In another order, and some cells have none.
     named = Clusters(codes=np.append(1 - codes[:-1], -1), names=["b", "a"])
     np.testing.assert_array_equal(model.describe(counts, clusters=named).cluster, np.append(codes[:-1], -1))
@@ -242,7 +243,7 @@ def test_named_clusters_are_taken_as_they_are() -> None:
 def test_genes_of_a_part_keep_their_probabilities() -> None:
     counts = random_counts(60, 20)
     clusters = Clusters(codes=np.arange(60) % 2, names=["a", "b"])
-    fit = GammaNormalModel.fit(counts, clusters=clusters)
+    fit = GammaNormalModel.fit(Counts.of(counts), clusters=clusters)
     whole = fit.model.probability(counts, fit.cells)
     cells, genes = np.array([7, 3, 59]), np.array([11, 2, 0])
     part = sp.csr_array(counts[cells][:, genes])
@@ -294,6 +295,7 @@ from scanpy_cnnimpute import CNNImputer
 from scanpy_cnnimpute.clustering.density_peaks import adaptive_density_peaks
 from scanpy_cnnimpute.dropout.calibrated import CalibratedModel
 from scanpy_cnnimpute.dropout.calibrated.splitting import split_molecules
+from scanpy_cnnimpute._counts import Counts
 from scanpy_cnnimpute.dropout.gamma_normal import fit_mixture
 from scanpy_cnnimpute.imputation.paper.inputs import select_inputs
 counts = sp.csr_array(np.load(sys.argv[1]))
@@ -302,7 +304,7 @@ parameters, status = fit_mixture(counts, counts.sum(axis=1).astype(float), np.ar
 peaks = adaptive_density_peaks(counts.toarray()[:25, :3].astype(float))
 inputs = select_inputs(counts.tocsc(), np.array([1, 2, 3]), np.arange(4, 15), 2)
 first, _ = split_molecules(counts * 300, np.arange(n_cells), np.arange(n_genes), 3)
-fit = CalibratedModel.fit(counts, capture_efficiency=np.full(n_cells, 0.4))
+fit = CalibratedModel.fit(Counts.of(counts), capture_efficiency=np.full(n_cells, 0.4))
 indptr, genes, missed = fit.model.missed_molecules(counts, fit.cells, np.arange(1, n_genes), 0.01)
 value, deviation = fit.model.posterior_mean(
     fit.cells, indptr, genes, missed, np.zeros(missed.size, np.float32), logarithmic=True, return_std=True)

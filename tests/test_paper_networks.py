@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from helpers import QUICK, simulate
 
 from scanpy_cnnimpute import CNNImputer
+from scanpy_cnnimpute._counts import Counts
 from scanpy_cnnimpute.dropout import AllMissing, Clusters
 from scanpy_cnnimpute.imputation import STATUSES, FitOptions, Targets
 from scanpy_cnnimpute.imputation.optimizer import FusedAdam
@@ -252,9 +253,8 @@ def run(counts: Any, clusters: Clusters, **options: Any) -> tuple[PaperImputer, 
         "random_state": 0,
         "targets": targets(n_genes),
         "clusters": clusters,
-        "verbose": False,
     }
-    imputer, parts = PaperImputer.fit_predict(matrix, AllMissing(n_genes), FitOptions(**defaults | options))
+    imputer, parts = PaperImputer.fit_predict(Counts.of(matrix), AllMissing(n_genes), FitOptions(**defaults | options))
     values = matrix.toarray().astype(np.float32)
     for part in parts:
         values[part.cells] += part.values.toarray()
@@ -305,9 +305,8 @@ def test_fit_predict_keeps_no_weights_and_gives_what_fit_and_predict_give() -> N
         random_state=0,
         targets=targets(50),
         clusters=types(adata),
-        verbose=False,
     )
-    kept = PaperImputer.fit(counts, AllMissing(50), options)
+    kept = PaperImputer.fit(Counts.of(counts), AllMissing(50), options)
     assert len(kept.weights) % len(kept.targets) == 0
     values = counts.toarray()
     for part in kept.predict(counts, AllMissing(50), clusters=types(adata)):

@@ -13,6 +13,7 @@ from helpers import dense, simulate
 from sklearn.metrics import roc_auc_score
 
 import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute._counts import Counts
 from scanpy_cnnimpute.dropout.calibrated.model import molecules_of
 from scanpy_cnnimpute.dropout.read_counts import (
     estimate_reads,
@@ -65,23 +66,23 @@ def imputed(reads: ad.AnnData) -> ad.AnnData:
 
 
 def test_zeros_fall_with_the_mean_as_of_molecules_or_reads(reads: ad.AnnData) -> None:
-    assert 1 <= reads_per_molecule(sp.csr_array(reads.layers["counted"])) < 2
+    assert 1 <= reads_per_molecule(Counts.of(reads.layers["counted"])) < 2
     # More than the average molecule gives: types differ, which makes zeros.
-    assert reads_per_molecule(sp.csr_array(reads.X)) == pytest.approx(PER_MOLECULE, rel=0.5)
+    assert reads_per_molecule(Counts.of(reads.X)) == pytest.approx(PER_MOLECULE, rel=0.5)
 
 
 @pytest.mark.parametrize("n_copies", [1, 3])
 def test_poisson_counts_times_a_number(n_copies: int) -> None:
     rng = np.random.default_rng(0)
     counts = n_copies * rng.poisson(rng.gamma(1.0, 0.7, size=500), size=(400, 500))
-    assert reads_per_molecule(sp.csr_array(counts)) == pytest.approx(n_copies, rel=0.02)
+    assert reads_per_molecule(Counts.of(counts)) == pytest.approx(n_copies, rel=0.02)
 
 
 @pytest.mark.parametrize("counts", [np.ones((3, 3)), np.zeros((3, 3)), np.zeros((0, 3)), np.eye(9) * 70])
 def test_no_gene_tells(counts: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
-    assert np.isnan(reads_per_molecule(sp.csr_array(counts)))
+    assert np.isnan(reads_per_molecule(Counts.of(counts)))
     with caplog.at_level(logging.INFO, "scanpy_cnnimpute"):
-        assert resolve_count_type(sp.csr_array(counts), "auto", caller="test") == "umi"
+        assert resolve_count_type(Counts.of(counts), "auto", caller="test") == "umi"
     assert "too few genes tell reads from molecules" in caplog.text
 
 
@@ -90,7 +91,7 @@ def test_abundant_genes_of_molecules_are_no_reads() -> None:
     rng = np.random.default_rng(0)
     counts = rng.poisson(60.0, size=(200, 40))
     counts[:3] = rng.poisson(0.5, size=(3, 40))
-    assert resolve_count_type(sp.csr_array(counts), "auto", caller="test") == "umi"
+    assert resolve_count_type(Counts.of(counts), "auto", caller="test") == "umi"
 
 
 def test_cells_without_reads_change_nothing(reads: ad.AnnData) -> None:

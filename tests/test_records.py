@@ -21,6 +21,8 @@ from scanpy_cnnimpute.presets import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scanpy_cnnimpute._counts import Counts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Toy(ArrayRecord):
@@ -139,10 +141,10 @@ def new_model() -> type[DropoutModel]:
         detected: np.ndarray = array("f4", "genes")
 
         @classmethod
-        def fit(cls, counts: sp.csr_array, **_: Any) -> DropoutFit:
-            detected = np.bincount(counts.indices, minlength=counts.shape[1]) / counts.shape[0]
+        def fit(cls, counts: Counts, **_: Any) -> DropoutFit:
+            detected = counts.totals.n_cells / counts.shape[0]
             model = cls(detected=detected.astype(np.float32))
-            return DropoutFit(model=model, cells=model.describe(counts), tables={})
+            return DropoutFit(model=model, cells=model.describe(counts.load()), tables={})
 
         def describe(self, counts: sp.csr_array, **_: Any) -> Cells:
             return Cells(library_size=counts.sum(axis=1, dtype=np.float64))
@@ -154,7 +156,7 @@ def new_model() -> type[DropoutModel]:
         def modelled(self) -> np.ndarray:
             return self.detected[:, None] > 0
 
-        def summary(self, counts: sp.csr_array, cells: Any, clusters: Clusters) -> pd.DataFrame:
+        def summary(self, counts: Counts, cells: Any, clusters: Clusters) -> pd.DataFrame:
             n_cells = np.bincount(clusters.codes, minlength=len(clusters.names))
             return pd.DataFrame({"n_cells": n_cells, "n_modelled": int(self.modelled.sum()), "zeros_called": 0.0})
 
@@ -180,13 +182,14 @@ def new_imputer(dropout_model: str) -> type[Imputer]:
         history: list[dict[str, Any]] = field(default_factory=list)
 
         @classmethod
-        def fit(cls, counts: sp.csr_array, dropout: Any, options: Any) -> ConstantImputer:
+        def fit(cls, counts: Counts, dropout: Any, options: Any) -> ConstantImputer:
             return cls(status=np.zeros((counts.shape[1], 1), dtype=np.int8), settings=options.settings)
 
         def predict(self, counts: sp.csr_array, dropout: Any, **options: Any) -> Iterator[Imputed]:
             cells = np.arange(counts.shape[0])
             missing = (dropout.block(cells) > self.settings.threshold) & (counts.toarray() == 0)
-            yield Imputed(cells=cells, values=sp.csr_array(missing * np.float32(self.settings.value)))
+            values = sp.csr_array(missing * np.float32(self.settings.value))
+            yield Imputed(cells=cells, counts=counts, values=values)
 
     ConstantImputer.dropout_model = dropout_model
     return ConstantImputer

@@ -34,6 +34,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute import metrics
+from scanpy_cnnimpute._counts import Counts
 from scanpy_cnnimpute.dropout.read_counts import MIN_READS, reads_per_molecule
 
 SHARES = {"zeisel_saver": 0.2, "mca_spleen": 0.5}
@@ -54,7 +55,7 @@ def main() -> None:
     for name, adata in load(options.data, options.only):
         if name.startswith("bulk"):
             continue
-        is_reads = reads_per_molecule(sp.csr_array(adata.X)) >= MIN_READS
+        is_reads = reads_per_molecule(Counts.of(adata.X)) >= MIN_READS
         rows.append({"data": name, **(real(adata) if is_reads else simulated(adata, SHARES.get(name, SHARE)))})
         print(
             {key: round(value, 3) if isinstance(value, float) else value for key, value in rows[-1].items()}, flush=True

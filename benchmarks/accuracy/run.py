@@ -30,6 +30,7 @@ import scipy.sparse as sp
 
 import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute import metrics
+from scanpy_cnnimpute._counts import Counts
 from scanpy_cnnimpute.dropout.read_counts import MIN_READS, reads_per_molecule
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def main() -> None:
             for seed in range(options.seeds):
                 if ((done["data"] == name) & (done["seed"] == seed)).any():
                     continue
-                if test != "masking" and reads_per_molecule(sp.csr_array(adata.X)) >= MIN_READS:
+                if test != "masking" and reads_per_molecule(Counts.of(adata.X)) >= MIN_READS:
                     print(f"{test} {name} is skipped: reads are not molecules; see reads.py", flush=True)
                     break
                 started = time.perf_counter()

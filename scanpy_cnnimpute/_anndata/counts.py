@@ -8,7 +8,8 @@ import numpy as np
 from anndata import AnnData
 
 from .._checks import check_key, warn_user
-from .._matrix import MAX_LOGGED, check_counts, is_integer, to_csr, transformation, values_problem
+from .._counts import Counts, CountsInMemory
+from .._matrix import MAX_LOGGED, is_integer, to_csr, transformation, values_problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 MIN_WHOLE_SHARE = 0.01
 
 
-def check_adata(adata: AnnData, *, caller: str) -> None:
-    """Refuse what is not an AnnData in memory."""
+def check_adata(adata: AnnData, *, caller: str, in_memory: bool = True) -> None:
+    """Refuse what is not an AnnData, and one whose `X` stays in its file if it has to be in memory."""
     if not isinstance(adata, AnnData):
         msg = f"{caller} takes an AnnData, got {type(adata).__name__}."
         raise TypeError(msg)
-    if adata.isbacked:
+    if in_memory and adata.isbacked:
         msg = f"backed AnnData is not supported by {caller}; call adata.to_memory() first."
         raise NotImplementedError(msg)
 
@@ -48,22 +49,23 @@ def raw_matrix(adata: AnnData, layer: str | None) -> Any:
     return adata.layers[layer]
 
 
-def get_counts(adata: AnnData, layer: str | None, *, caller: str, integers: bool = True) -> sp.csr_array:
-    """The counts as a canonical CSR array without stored zeros, in their own dtype; the AnnData is not changed.
+def open_counts(adata: AnnData, layer: str | None, *, caller: str, integers: bool = True) -> Counts:
+    """The counts, in memory, backed or in a Dask array, after one pass of checks.
 
     ``integers=False`` accepts any non-negative values, such as imputed counts, without a warning.
     """
-    check_adata(adata, caller=caller)
-    where = _name(layer)
-    counts = to_csr(raw_matrix(adata, layer), where=where)
-    if integers:
-        check_counts(counts, where=where, caller=caller, suggestion=lambda: _suggestion(adata, layer))
-    else:
-        problem = values_problem(counts)
-        if problem is not None:
-            msg = f"{where} has {problem}; {caller} needs counts. {_suggestion(adata, layer)}"
-            raise ValueError(msg)
+    check_adata(adata, caller=caller, in_memory=False)
+    counts = Counts.of(raw_matrix(adata, layer), where=_name(layer))
+    counts.check(caller=caller, suggestion=lambda: _suggestion(adata, layer), integers=integers)
     return counts
+
+
+def get_counts(adata: AnnData, layer: str | None, *, caller: str, integers: bool = True) -> sp.csr_array:
+    """Counts in memory as a canonical CSR array without stored zeros, in their own dtype; see :func:`open_counts`."""
+    check_adata(adata, caller=caller)
+    counts = CountsInMemory(raw_matrix(adata, layer), where=_name(layer))
+    counts.check(caller=caller, suggestion=lambda: _suggestion(adata, layer), integers=integers)
+    return counts.csr
 
 
 def layer_matrices(

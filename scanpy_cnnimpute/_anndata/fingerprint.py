@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .._matrix import is_integer
 from .results import written_by
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from scipy.sparse import csr_array
 
+    from .._counts import Counts
     from .results import Results
 
 FORMAT = 1
@@ -29,7 +28,7 @@ def fingerprint_keys(key: str) -> list[tuple[str, str]]:
 
 
 def add_fingerprint(
-    results: Results, key: str, adata: AnnData, counts: csr_array, identity: Any, *, built_on: str | None = None
+    results: Results, key: str, adata: AnnData, counts: Counts, identity: Any, *, built_on: str | None = None
 ) -> dict[str, int]:
     """Add the fingerprint of a fit to the results; returns what belongs into the record in `.uns`.
 
@@ -51,7 +50,7 @@ def add_fingerprint(
     """
     if built_on is not None:
         return {"format": FORMAT, "built_on": int(adata.uns[built_on]["fingerprint"]["fit"])}
-    library_size, total = counts.sum(axis=1, dtype=np.float64), counts.sum(axis=0, dtype=np.float64)
+    library_size, total = counts.totals.library_size, counts.totals.gene_total
     names = _hash_names(adata.var_names)
     fit = zlib.crc32(repr(identity).encode())
     for part in (library_size, total, names):
@@ -61,10 +60,10 @@ def add_fingerprint(
     results.add("varm", f"{key}_fit", np.column_stack([np.full(adata.n_vars, fit, dtype=np.uint64), names]))
     results.add("varm", f"{key}_total", total[:, None])
     shape = {"n_obs": adata.n_obs, "n_vars": adata.n_vars}
-    return {"format": FORMAT, "fit": fit, "is_whole": is_integer(counts.data), **shape}
+    return {"format": FORMAT, "fit": fit, "is_whole": counts.totals.is_whole, **shape}
 
 
-def check_fingerprint(adata: AnnData, key: str, counts: csr_array) -> None:
+def check_fingerprint(adata: AnnData, key: str, counts: Counts) -> None:
     """Refuse a stored fit that does not belong to the data any more.
 
     Parameters
@@ -101,11 +100,11 @@ def check_fingerprint(adata: AnnData, key: str, counts: csr_array) -> None:
             raise ValueError(msg)
     _check_names(adata, key, again)
     all_cells, all_genes = adata.n_obs == int(record["n_obs"]), adata.n_vars == int(record["n_vars"])
-    library_size = adata.obs[f"{key}_library_size"].to_numpy(np.float64)
+    library_size = np.asarray(adata.obs[f"{key}_library_size"], dtype=np.float64)
     total = np.asarray(adata.varm[f"{key}_total"], dtype=np.float64)[:, 0]
-    _check_totals("cells", counts.sum(axis=1, dtype=np.float64), library_size, key, again, exact=all_genes)
-    _check_totals("genes", counts.sum(axis=0, dtype=np.float64), total, key, again, exact=all_cells)
-    if record["is_whole"] and not is_integer(counts.data):
+    _check_totals("cells", counts.totals.library_size, library_size, key, again, exact=all_genes)
+    _check_totals("genes", counts.totals.gene_total, total, key, again, exact=all_cells)
+    if record["is_whole"] and not counts.totals.is_whole:
         msg = (
             f"The counts are not those that {key!r} was fitted to: those were whole numbers, these are not, as after "
             "normalisation. Put the counts back, or keep them in a layer."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._counts import DaskCounts
 from .._matrix import check_probabilities
 from ..dropout import MODELS, GivenProbabilities, ModelledDropout
 from ..imputation import IMPUTERS, find_imputer
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from anndata import AnnData
-    from scipy.sparse import csr_array
 
+    from .._counts import Counts
     from .._records import ArrayRecord, ArraySpec
     from ..dropout import Dropout, DropoutModel
     from ..imputation import Imputer
@@ -143,7 +144,9 @@ def load_dropout_model(adata: AnnData, key: str) -> tuple[DropoutModel, Any]:
 
 
 def layer_checksum(layer: Any) -> int:
-    """A number that tells a dense layer from any other, or 0 for other kinds of matrices."""
+    """A number that tells a dense layer, or a Dask array, from any other; 0 for other kinds of matrices."""
+    if hasattr(layer, "__dask_graph__"):
+        return zlib.crc32(str(layer.name).encode())
     return zlib.crc32(np.ascontiguousarray(layer).data) if isinstance(layer, np.ndarray) else 0
 
 
@@ -189,7 +192,7 @@ def load_imputer(adata: AnnData, key: str) -> Imputer:
     return _read_record(adata, key, kind, record["arrays"], settings=settings, estimate=params["estimate"])
 
 
-def load_dropout(adata: AnnData, key: str, counts: csr_array) -> Dropout | None:
+def load_dropout(adata: AnnData, key: str, counts: Counts) -> Dropout | None:
     """Dropout probabilities under a key: of a stored model that belongs to the counts, or of a layer alone; else None.
 
     A layer that is as it was written with the model is not read: the model says the same.
@@ -197,7 +200,9 @@ def load_dropout(adata: AnnData, key: str, counts: csr_array) -> Dropout | None:
     has_layer, has_model = key in layer_names(adata), has_dropout_model(adata, key)
     layer = None
     if has_layer and not (has_model and is_as_written(adata, key)):
-        layer = check_probabilities(adata.layers[key], where=f"adata.layers[{key!r}]")
+        layer = adata.layers[key]
+        if not (isinstance(counts, DaskCounts) and hasattr(layer, "__dask_graph__")):
+            layer = check_probabilities(layer, where=f"adata.layers[{key!r}]")
     if not has_model:
         return None if layer is None else GivenProbabilities(layer)
     check_fingerprint(adata, key, counts)

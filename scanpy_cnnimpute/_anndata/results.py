@@ -189,6 +189,11 @@ def column_names(clusters: Sequence[str]) -> list[str]:
     return names
 
 
+def as_series(column: Any) -> pd.Series:
+    """A column of `.obs` in memory, also of an AnnData that was read lazily."""
+    return column if isinstance(column, pd.Series) else column.to_pandas()
+
+
 def cluster_codes(adata: AnnData, cluster_key: str, *, caller: str) -> tuple[np.ndarray, list[str]]:
     """Cluster of every cell as int codes (-1 for missing) and the names of the clusters that have cells."""
     if check_key("cluster_key", cluster_key) not in adata.obs:
@@ -198,6 +203,7 @@ def cluster_codes(adata: AnnData, cluster_key: str, *, caller: str) -> tuple[np.
     if isinstance(column, pd.DataFrame):
         msg = f"adata.obs has {column.shape[1]} columns named {cluster_key!r}; rename or drop all but one."
         raise ValueError(msg)  # noqa: TRY004 - not the type of an argument
+    column = as_series(column)
     if pd.api.types.is_float_dtype(column) and not (column.dropna() % 1 == 0).all():
         msg = f"adata.obs[{cluster_key!r}] holds fractions, which are no clusters."
         raise ValueError(msg)

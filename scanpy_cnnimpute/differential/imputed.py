@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
+from .._counts import Counts
 from .._matrix import evenly_spaced
 from ..dropout import ModelledDropout
 from ..dropout.calibrated.factorisation import fit_loadings
@@ -90,7 +91,7 @@ class ImputedDecoys:
         fitted = np.concatenate([both[self._fit_own], np.tile(self._rest[:, genes].toarray(), (1, n_copies))])
         model = self._extended_model(genes, n_copies, fitted)
         imputer = self._extended_imputer(genes, n_copies, fitted, model)
-        extended = sp.csr_array(sp.hstack([self._counts, sp.csr_array(both)]))
+        extended = Counts.of(sp.csr_array(sp.hstack([self._counts, sp.csr_array(both)])))
         added = self._counts.shape[1] + np.arange(both.shape[1])
         values = imputed_columns(imputer, extended, ModelledDropout(extended, model, self._cells), added)
         values = values.astype(np.float32, copy=False)

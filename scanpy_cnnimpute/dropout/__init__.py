@@ -8,6 +8,7 @@ from pkgutil import iter_modules
 from .base import (
     MODELS,
     AllMissing,
+    BlockProbabilities,
     Clusters,
     Dropout,
     DropoutFit,
@@ -20,6 +21,7 @@ from .base import (
 __all__ = [
     "MODELS",
     "AllMissing",
+    "BlockProbabilities",
     "Clusters",
     "Dropout",
     "DropoutFit",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import scipy.sparse as sp
 
+from .._counts import Counts, CountsInMemory
+from .._matrix import check_probabilities, to_csr
 from .._records import ArrayRecord
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ MODELS: dict[str, type[DropoutModel]] = {}
 CALLED = 0.5
 """Probability above which reports call a zero a dropout (the paper's threshold)."""
 
+
+BLOCK_BYTES = 2**23  # of probabilities computed at a time
 
 MIN_EFFICIENCY = 1e-6
 """Smallest capture efficiency: one molecule of a million, below which single precision overflows."""
@@ -108,7 +112,7 @@ class DropoutModel(ArrayRecord, ABC):
     @abstractmethod
     def fit(
         cls,
-        counts: sp.csr_array,
+        counts: Counts,
         *,
         clusters: Clusters | None,
         capture_efficiency: np.ndarray | None,
@@ -120,7 +124,7 @@ class DropoutModel(ArrayRecord, ABC):
         Parameters
         ----------
         counts
-            ``(n_cells, n_genes)``, non-negative, without stored zeros.
+            ``(n_cells, n_genes)``.
         clusters
             Clusters of the cells, if the model needs them.
         capture_efficiency
@@ -141,6 +145,15 @@ class DropoutModel(ArrayRecord, ABC):
     def probability(self, counts: sp.csr_array, cells: Any) -> np.ndarray:
         """Dropout probabilities ``(n_cells, n_genes)`` float32 of cells with these counts and this description."""
 
+    def probabilities(self, counts: sp.csr_array, cells: Any, out: np.ndarray | None = None) -> np.ndarray:
+        """As :meth:`probability`, of any number of cells, some at a time: intermediate results are small."""
+        out = np.empty(counts.shape, dtype=np.float32) if out is None else out
+        height = max(1, BLOCK_BYTES // (4 * max(counts.shape[1], 1)))
+        for start in range(0, counts.shape[0], height):
+            rows = np.arange(start, min(start + height, counts.shape[0]))
+            out[rows] = self.probability(counts[rows], cells.take(cells=rows))
+        return out
+
     @property
     @abstractmethod
     def modelled(self) -> np.ndarray:
@@ -151,8 +164,46 @@ class DropoutModel(ArrayRecord, ABC):
         return Clusters.single(cells.library_size.size)
 
     @abstractmethod
-    def summary(self, counts: sp.csr_array, cells: Any, clusters: Clusters) -> pd.DataFrame:
+    def summary(self, counts: Counts, cells: Any, clusters: Clusters) -> pd.DataFrame:
         """One row per cluster: ``n_cells``, ``n_modelled`` genes, ``zeros_called`` above 0.5, and more by model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockProbabilities:
+    """Dropout probabilities of some genes for blocks of cells; made of arrays, which travel to any process.
+
+    Attributes
+    ----------
+    model
+        The model of these genes.
+    genes
+        Their positions; None for all. Other genes get 0.
+    """
+
+    label: ClassVar[str] = "dropout-prob"
+
+    model: DropoutModel
+    genes: np.ndarray | None
+
+    @classmethod
+    def of(cls, model: DropoutModel, selected: np.ndarray) -> BlockProbabilities:
+        """Of the selected genes, ``(n_genes,)`` bool."""
+        genes = None if selected.all() else np.flatnonzero(selected)
+        return cls(model=model if genes is None else model.take(genes=genes), genes=genes)
+
+    def __call__(self, matrix: Any, cells: Any) -> np.ndarray:
+        """Probabilities ``(n_cells, n_genes)`` float32 of cells with these counts and this description."""
+        counts = to_csr(matrix)
+        out = np.zeros(counts.shape, dtype=np.float32)
+        self.put_in(out, counts, cells)
+        return out
+
+    def put_in(self, out: np.ndarray, counts: sp.csr_array, cells: Any) -> None:
+        """Write the probabilities into an array of zeros."""
+        if self.genes is None:
+            self.model.probabilities(counts, cells, out)
+        else:
+            out[:, self.genes] = self.model.probabilities(counts[:, self.genes], cells)
 
 
 class Dropout(ABC):
@@ -165,9 +216,13 @@ class Dropout(ABC):
     def block(self, cells: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
         """Probabilities ``(cells.size, genes.size)`` of cells and genes given by position; default: all genes."""
 
+    def of_block(self, counts: Counts, rows: np.ndarray, block: sp.csr_array) -> Dropout:
+        """The probabilities of a block of :meth:`Counts.blocks`."""
+        return self if isinstance(counts, CountsInMemory) else self.take(rows, Counts.of(block))
+
     @abstractmethod
-    def take(self, cells: np.ndarray) -> Dropout:
-        """The probabilities of some cells."""
+    def take(self, cells: np.ndarray, counts: Counts) -> Dropout:
+        """The probabilities of some cells, whose counts are these."""
 
 
 class AllMissing(Dropout):
@@ -180,36 +235,43 @@ class AllMissing(Dropout):
         """All ones."""
         return np.ones((cells.size, self._n_genes if genes is None else genes.size), dtype=np.float32)
 
-    def take(self, cells: np.ndarray) -> AllMissing:
+    def take(self, cells: np.ndarray, counts: Counts) -> AllMissing:
         """The same."""
         return self
 
 
 class GivenProbabilities(Dropout):
-    """Probabilities from a matrix, dense or sparse, such as a layer of the user's own."""
+    """Probabilities from a matrix, dense, sparse or a Dask array, such as a layer of the user's own."""
 
     has_layer = True
 
     def __init__(self, matrix: Any) -> None:
-        self._matrix = matrix if sp.issparse(matrix) else np.asarray(matrix)
+        is_array = sp.issparse(matrix) or hasattr(matrix, "__dask_graph__")
+        self.matrix = matrix if is_array else np.asarray(matrix)
 
     @cached_property
     def _by_cell(self) -> sp.csr_array:
-        return sp.csr_array(self._matrix)
+        return sp.csr_array(self.matrix)
 
     @cached_property
     def _by_gene(self) -> sp.csc_array:
-        return sp.csc_array(self._matrix)
+        return sp.csc_array(self.matrix)
 
     def block(self, cells: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
         """The matrix' values."""
-        if not sp.issparse(self._matrix):
-            return self._matrix[cells] if genes is None else self._matrix[np.ix_(cells, genes)]
+        if not sp.issparse(self.matrix):
+            return self.matrix[cells] if genes is None else self.matrix[np.ix_(cells, genes)]
         return self._by_cell[cells].toarray() if genes is None else self._by_gene[:, genes].toarray()[cells]
 
-    def take(self, cells: np.ndarray) -> GivenProbabilities:
+    def take(self, cells: np.ndarray, counts: Counts) -> GivenProbabilities:
         """Some rows of the matrix."""
-        return GivenProbabilities(self._by_cell[cells] if sp.issparse(self._matrix) else self._matrix[cells])
+        return self.rows(cells)
+
+    def rows(self, cells: np.ndarray) -> GivenProbabilities:
+        """The probabilities of some cells, in memory."""
+        if hasattr(self.matrix, "__dask_graph__"):
+            return GivenProbabilities(check_probabilities(self.matrix[cells].compute(), where="The dropout layer"))
+        return GivenProbabilities(self._by_cell[cells] if sp.issparse(self.matrix) else self.matrix[cells])
 
 
 class ModelledDropout(Dropout):
@@ -232,20 +294,20 @@ class ModelledDropout(Dropout):
 
     def __init__(
         self,
-        counts: sp.csr_array,
+        counts: Counts,
         model: DropoutModel,
         cells: Any,
         layer: GivenProbabilities | Any = None,
         layer_genes: np.ndarray | None = None,
     ) -> None:
         self.counts, self.model, self.cells = counts, model, cells
-        self._layer = layer if layer is None or isinstance(layer, GivenProbabilities) else GivenProbabilities(layer)
-        self._layer_genes = layer_genes
+        self.layer = layer if layer is None or isinstance(layer, GivenProbabilities) else GivenProbabilities(layer)
+        self.layer_genes = layer_genes
         self.has_layer = layer is not None
 
     @cached_property
     def _by_gene(self) -> sp.csc_array:
-        return self.counts.tocsc()
+        return self.counts.load().tocsc()
 
     def block(self, cells: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
         """The layer's values where there is one, otherwise the model's."""
@@ -253,30 +315,30 @@ class ModelledDropout(Dropout):
             changed = self.changed(cells)
             return self._modelled(cells) if changed is None else changed
         modelled = None
-        if self._layer is not None:
-            found = self._layer.block(cells, genes)
-            if self._layer_genes is None or self._layer_genes[genes].all():
+        if self.layer is not None:
+            found = self.layer.block(cells, genes)
+            if self.layer_genes is None or self.layer_genes[genes].all():
                 return found
-            modelled = np.where(self._layer_genes[genes], found, self._modelled(cells, genes))
+            modelled = np.where(self.layer_genes[genes], found, self._modelled(cells, genes))
         return self._modelled(cells, genes) if modelled is None else modelled
 
-    def take(self, cells: np.ndarray) -> ModelledDropout:
+    def take(self, cells: np.ndarray, counts: Counts) -> ModelledDropout:
         """The model and the layer of some cells."""
-        layer = None if self._layer is None else self._layer.take(cells)
-        return ModelledDropout(self.counts[cells], self.model, self.cells.take(cells=cells), layer, self._layer_genes)
+        layer = None if self.layer is None else self.layer.rows(cells)
+        return ModelledDropout(counts, self.model, self.cells.take(cells=cells), layer, self.layer_genes)
 
     def changed(self, cells: np.ndarray) -> np.ndarray | None:
         """Probabilities of all genes if the user changed any of these cells' values, else None."""
-        if self._layer is None:
+        if self.layer is None:
             return None
-        found, expected = self._layer.block(cells), self._modelled(cells)
-        if self._layer_genes is not None:
-            found = np.where(self._layer_genes, found, expected)
+        found, expected = self.layer.block(cells), self._modelled(cells)
+        if self.layer_genes is not None:
+            found = np.where(self.layer_genes, found, expected)
         return None if np.abs(found - expected).max(initial=0.0) <= self.TOLERANCE else found
 
     def _modelled(self, cells: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
         described = self.cells.take(cells=cells)
         if genes is None:
-            return self.model.probability(self.counts[cells], described)
+            return self.model.probability(self.counts.rows(cells), described)
         counts = sp.csr_array(self._by_gene[:, genes].tocsr()[cells])
         return self.model.take(genes=genes).probability(counts, described)

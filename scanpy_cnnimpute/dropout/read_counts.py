@@ -14,6 +14,8 @@ from .._logging import logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .._counts import Counts
+
 CountType = Literal["auto", "umi", "reads"]
 
 MIN_READS = 10.0
@@ -30,31 +32,31 @@ MAX_NEWTON = 50  # steps; ten are usual
 NEWTON_TOLERANCE = 1e-6  # relative
 
 
-def reads_per_molecule(counts: sp.csr_array) -> float:
+def reads_per_molecule(counts: Counts) -> float:
     """How zeros fall with the mean: about 1 for molecules, tens for reads.
 
     Parameters
     ----------
     counts
-        ``(n_cells, n_genes)``, without stored zeros.
+        ``(n_cells, n_genes)``.
 
     Returns
     -------
     The median over genes with 15 to 85 % zeros of the mean count over ``-log(share of zeros)``, which for Poisson
     distributed molecules is the mean number of reads of one. NaN if fewer than ten genes tell.
     """
-    zeros = 1.0 - np.bincount(counts.indices, minlength=counts.shape[1]) / max(counts.shape[0], 1)
+    zeros = 1.0 - counts.totals.n_cells / max(counts.shape[0], 1)
     low, high = TELLING_ZEROS
     telling = (zeros >= low) & (zeros <= high)
     if telling.sum() < MIN_TELLING_GENES:
         telling = (zeros >= low) & (zeros < 1)
     if telling.sum() < MIN_TELLING_GENES:
         return float("nan")
-    mean = counts.sum(axis=0, dtype=np.float64)[telling] / counts.shape[0]
+    mean = counts.totals.gene_total[telling] / counts.shape[0]
     return float(np.median(mean / -np.log(zeros[telling])))
 
 
-def resolve_count_type(counts: sp.csr_array, count_type: CountType, *, caller: str) -> Literal["umi", "reads"]:
+def resolve_count_type(counts: Counts, count_type: CountType, *, caller: str) -> Literal["umi", "reads"]:
     """The type as given or, for ``"auto"``, as the counts look; the log has the decision and the figure."""
     if count_type != "auto":
         return count_type

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .._anndata.counts import check_adata, get_counts
+from .._anndata.counts import check_adata, open_counts
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import load_dropout, load_imputer, require_dropout_model, require_imputer
 from .._anndata.selection import positions, selected_cells
@@ -13,9 +13,9 @@ from ..imputation.assemble import imputed_columns
 
 if TYPE_CHECKING:
     import numpy as np
-    import scipy.sparse as sp
     from anndata import AnnData
 
+    from .._counts import Counts
     from ..dropout import Dropout
 
 
@@ -55,18 +55,18 @@ def cnn_imputed(
     >>> scnn.get.cnn_imputed(adata, genes=adata.var_names[:3], cells=slice(0, 2)).shape
     (2, 3)
     """
-    check_adata(adata, caller="get.cnn_imputed")
+    check_adata(adata, caller="get.cnn_imputed", in_memory=False)
     require_imputer(adata, key)
     params = adata.uns[key]["params"]
     part = selected_cells(adata, cells)
     wanted = positions(adata.var_names, genes)
-    counts = get_counts(part, params.get("layer"), caller="get.cnn_imputed", integers=False)
+    counts = open_counts(part, params.get("layer"), caller="get.cnn_imputed", integers=False)
     check_fingerprint(part, key, counts)
     imputer = load_imputer(part, key)
     return imputed_columns(imputer, counts, _dropout(part, counts, key), wanted)
 
 
-def _dropout(part: AnnData, counts: sp.csr_array, imputed_key: str) -> Dropout:
+def _dropout(part: AnnData, counts: Counts, imputed_key: str) -> Dropout:
     """Dropout probabilities as pp.cnn_impute had them."""
     record = part.uns[imputed_key]
     key = record["params"]["dropout_key"]

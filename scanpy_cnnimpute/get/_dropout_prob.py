@@ -5,18 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 
-from .._anndata.counts import check_adata, get_counts
+from .._anndata.counts import check_adata, open_counts
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import load_dropout_model, require_dropout_model
 from .._anndata.selection import positions, selected_cells
-from ..dropout import ModelledDropout
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-BLOCK_BYTES = 2**23  # of probabilities computed at a time
 
 
 def dropout_prob(
@@ -52,17 +48,14 @@ def dropout_prob(
     >>> scnn.get.dropout_prob(adata, genes=adata.var_names[:3], cells=slice(0, 2)).shape
     (2, 3)
     """
-    check_adata(adata, caller="get.dropout_prob")
+    check_adata(adata, caller="get.dropout_prob", in_memory=False)
     require_dropout_model(adata, key)
     part = selected_cells(adata, cells)
     wanted = positions(adata.var_names, genes)
-    counts = get_counts(part, adata.uns[key]["params"].get("layer"), caller="get.dropout_prob", integers=False)
+    counts = open_counts(part, adata.uns[key]["params"].get("layer"), caller="get.dropout_prob", integers=False)
     check_fingerprint(part, key, counts)
     model, described = load_dropout_model(part, key)
-    dropout = ModelledDropout(sp.csr_array(counts[:, wanted]), model.take(genes=wanted), described)
     out = np.empty((part.n_obs, wanted.size), dtype=np.float32)
-    height = max(1, BLOCK_BYTES // (4 * max(wanted.size, 1)))
-    for start in range(0, part.n_obs, height):
-        rows = np.arange(start, min(start + height, part.n_obs))
-        out[rows] = dropout.block(rows)
+    for rows, block in counts.blocks():
+        out[rows] = model.take(genes=wanted).probabilities(block[:, wanted], described.take(cells=rows))
     return out

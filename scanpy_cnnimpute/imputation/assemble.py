@@ -11,13 +11,13 @@ from numba import njit, prange
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from .._counts import Counts
     from ..dropout import Dropout
     from .base import Imputed, Imputer
 
 
 def put_in(
-    matrix: Any,
-    counts: sp.csr_array,
+    counts: Counts,
     imputer: Imputer,
     dropout: Dropout,
     predictions: Iterable[Imputed],
@@ -28,10 +28,8 @@ def put_in(
 
     Parameters
     ----------
-    matrix
-        The counts as the user has them.
     counts
-        The same as a canonical CSR array.
+        ``(n_cells, n_genes)``.
     imputer, dropout
         What the predictions are of: those of all entries make the results dense, as they leave no zeros.
     predictions
@@ -41,11 +39,11 @@ def put_in(
 
     Returns
     -------
-    Two matrices, dense if `matrix` is dense, else CSR, a matrix or an array like `matrix`. The dtype of the first holds
-    both the counts and float32; counts without a prediction are bit-identical. The second is float32 and 0 elsewhere;
-    ``None`` without `return_std`.
+    Two matrices, dense if the user's counts are dense, else CSR, a matrix or an array as these are. The dtype of the
+    first holds both the counts and float32; counts without a prediction are bit-identical. The second is float32 and
+    0 elsewhere; ``None`` without `return_std`.
     """
-    dtype = np.result_type(matrix.dtype, np.float32)
+    dtype = result_dtype(counts.dtype)
     spread: list[_Part] = []
 
     def kept() -> Iterator[Imputed]:
@@ -54,24 +52,37 @@ def put_in(
                 spread.append(_Part(part.cells, part.deviation))
             yield part
 
-    if imputer.entries == "all" or isinstance(matrix, np.ndarray):
-        scale = imputer.kept_scale(dropout)
-        filled = _fill_dense(matrix.toarray() if sp.issparse(matrix) else matrix, dtype, scale, kept())
-        return filled, _spread_dense(spread, counts.shape) if return_std else None
-    kind = sp.csr_matrix if isinstance(matrix, sp.spmatrix) else sp.csr_array
+    kind = result_container(counts, imputer)
+    if kind is np.ndarray:
+        dense = _fill_dense(counts.to_dense(dtype), imputer.kept_scale(dropout), kept())
+        return dense, _spread_dense(spread, counts.shape) if return_std else None
     sparse = kind(_fill_sparse(counts, dtype, kept()))
     return sparse, kind(_scatter(spread, counts.shape, np.dtype(np.float32))) if return_std else None
 
 
-def imputed_columns(imputer: Imputer, counts: sp.csr_array, dropout: Dropout, genes: np.ndarray) -> np.ndarray:
+def result_dtype(dtype: np.dtype) -> np.dtype:
+    """The floating point type that holds counts of this type, and predictions."""
+    return np.result_type(dtype, np.float32)
+
+
+def result_container(counts: Counts, imputer: Imputer) -> type:
+    """Kind of matrix that imputed counts become: that of the counts, but dense if all entries are predicted."""
+    return np.ndarray if imputer.entries == "all" else counts.container
+
+
+def imputed_columns(imputer: Imputer, counts: Counts, dropout: Dropout, genes: np.ndarray) -> np.ndarray:
     """Counts of some genes with predictions in them, ``(n_cells, genes.size)``; in any order, and more than once."""
-    values = counts[:, genes].astype(np.result_type(counts.dtype, np.float32)).toarray()
-    scale = imputer.kept_scale(dropout)
-    if scale is not None:
-        values *= scale[:, None]
-    for part in imputer.predict(counts, dropout, genes=np.unique(genes)):
-        found = part.values[:, genes].toarray()
-        values[part.cells] = np.where(found > 0, found, values[part.cells])
+    values = np.empty((counts.shape[0], genes.size), dtype=result_dtype(counts.dtype))
+    scale, predicted = imputer.kept_scale(dropout), np.unique(genes)
+    for rows, block in counts.blocks():
+        own = dropout.of_block(counts, rows, block)
+        known = block[:, genes].astype(values.dtype).toarray()
+        if scale is not None:
+            known *= scale[rows][:, None]
+        for part in imputer.predict(block, own, genes=predicted):
+            found = part.values[:, genes].toarray()
+            known[part.cells] = np.where(found > 0, found, known[part.cells])
+        values[rows] = known
     return values
 
 
@@ -82,10 +93,7 @@ class _Part:
         self.cells, self.entries = cells, entries
 
 
-def _fill_dense(
-    matrix: np.ndarray, dtype: np.dtype, scale: np.ndarray | None, predictions: Iterable[Imputed]
-) -> np.ndarray:
-    dense = matrix.astype(dtype, order="C")
+def _fill_dense(dense: np.ndarray, scale: np.ndarray | None, predictions: Iterable[Imputed]) -> np.ndarray:
     if scale is not None:
         dense *= scale[:, None]
     for part in predictions:
@@ -102,10 +110,10 @@ def _spread_dense(parts: list[_Part], shape: tuple[int, int]) -> np.ndarray:
     return dense
 
 
-def _fill_sparse(counts: sp.csr_array, dtype: np.dtype, predictions: Iterable[Imputed]) -> sp.csr_array:
+def _fill_sparse(counts: Counts, dtype: np.dtype, predictions: Iterable[Imputed]) -> sp.csr_array:
     parts, rest = [], np.ones(counts.shape[0], dtype=bool)
     for part in predictions:
-        own, new = counts[part.cells], part.values
+        own, new = part.counts, part.values
         indptr = own.indptr.astype(np.int64) + new.indptr
         indices, data = np.empty(indptr[-1], dtype=np.int32), np.empty(indptr[-1], dtype=dtype)
         merge_rows(own.indptr, own.indices, own.data, new.indptr, new.indices, new.data, indptr, indices, data)
@@ -113,7 +121,7 @@ def _fill_sparse(counts: sp.csr_array, dtype: np.dtype, predictions: Iterable[Im
         rest[part.cells] = False
     untouched = np.flatnonzero(rest)
     if untouched.size:
-        parts.append(_Part(untouched, counts[untouched].astype(dtype)))
+        parts.append(_Part(untouched, counts.rows(untouched).astype(dtype)))
     return _scatter(parts, counts.shape, dtype)
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
 from .._checks import check_choice
+from .._counts import Counts
 from .._matrix import evenly_spaced
+from .._progress import progress_bar
 from .._records import ArrayRecord
+from ..dropout import Clusters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import scipy.sparse as sp
 
-    from ..dropout import Clusters, Dropout, DropoutModel
+    from ..dropout import Dropout, DropoutModel
     from ..presets import Settings
 
 Entries = Literal["zeros", "all"]
@@ -105,8 +108,6 @@ class FitOptions:
         Genes that may be imputed.
     clusters
         Clusters of the cells, for imputers that train a network in each.
-    verbose
-        Show a progress bar.
     """
 
     settings: Settings
@@ -114,7 +115,6 @@ class FitOptions:
     random_state: int
     targets: Targets
     clusters: Clusters
-    verbose: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,8 @@ class Imputed:
     ----------
     cells
         Positions of the cells.
+    counts
+        ``(cells.size, n_genes)`` their counts.
     values
         ``(cells.size, n_genes)`` float32 CSR array of the predictions. An entry of the counts that has none stays.
     deviation
@@ -132,6 +134,7 @@ class Imputed:
     """
 
     cells: np.ndarray
+    counts: sp.csr_array
     values: sp.csr_array
     deviation: sp.csr_array | None = None
 
@@ -172,7 +175,7 @@ class Imputer(ArrayRecord, ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, counts: sp.csr_array, dropout: Dropout, options: FitOptions) -> Imputer:
+    def fit(cls, counts: Counts, dropout: Dropout, options: FitOptions) -> Imputer:
         """Learn from the counts, or a bounded draw of their cells."""
 
     @abstractmethod
@@ -185,7 +188,7 @@ class Imputer(ArrayRecord, ABC):
         genes: np.ndarray | None = None,
         return_std: bool = False,
     ) -> Iterator[Imputed]:
-        """Predict probable dropouts of any cells, block by block.
+        """Predict probable dropouts of any cells that are in memory, block by block.
 
         Parameters
         ----------
@@ -201,6 +204,18 @@ class Imputer(ArrayRecord, ABC):
             Also give standard deviations.
         """
 
+    def predict_all(
+        self, counts: Counts, dropout: Dropout, *, clusters: Clusters | None = None, return_std: bool = False
+    ) -> Iterator[Imputed]:
+        """Predict all cells, of which some are read at a time; see :meth:`predict`."""
+        with progress_bar("Imputing", counts.shape[0], unit="cells") as bar:
+            for rows, block in counts.blocks():
+                own = dropout.of_block(counts, rows, block)
+                named = None if clusters is None else Clusters(codes=clusters.codes[rows], names=clusters.names)
+                for part in self.predict(block, own, clusters=named, return_std=return_std):
+                    yield replace(part, cells=rows[part.cells])
+                    bar.update(part.cells.size)
+
     def imputable(self, genes: np.ndarray | None) -> np.ndarray:
         """Those of the given genes, or of all, that may be imputed by their status."""
         usable = ~np.isin(self.status[:, 0], (NOT_MODELLED, TOO_FEW_CELLS, NO_GAIN, NOT_SELECTED))
@@ -212,10 +227,11 @@ class Imputer(ArrayRecord, ABC):
             self.status[part.values.indices, 0] = IMPUTED
             yield part
 
-    def sample(self, counts: sp.csr_array, dropout: Dropout) -> tuple[np.ndarray, list[Imputed]]:
+    def sample(self, counts: Counts, dropout: Dropout) -> tuple[np.ndarray, list[Imputed]]:
         """Evenly spaced cells, and what is predicted for them: where not all cells are to be predicted."""
         rows = evenly_spaced(counts.shape[0], SAMPLE_CELLS)
-        return rows, list(self.note_imputed(self.predict(counts[rows], dropout.take(rows))))
+        own = counts.rows(rows)
+        return rows, list(self.note_imputed(self.predict(own, dropout.take(rows, Counts.of(own)))))
 
     def kept_scale(self, dropout: Dropout) -> np.ndarray | None:
         """What counts without a prediction are multiplied by, ``(n_cells,)``; None if they stay as they are."""
@@ -240,11 +256,11 @@ class Imputer(ArrayRecord, ABC):
 
     @classmethod
     def fit_predict(
-        cls, counts: sp.csr_array, dropout: Dropout, options: FitOptions, *, return_std: bool = False
+        cls, counts: Counts, dropout: Dropout, options: FitOptions, *, return_std: bool = False
     ) -> tuple[Imputer, Iterator[Imputed]]:
         """Fit and predict the same cells; what is learnt may not be kept beyond that."""
         imputer = cls.fit(counts, dropout, options)
-        return imputer, imputer.predict(counts, dropout, clusters=options.clusters, return_std=return_std)
+        return imputer, imputer.predict_all(counts, dropout, clusters=options.clusters, return_std=return_std)
 
 
 def presets() -> list[str]:

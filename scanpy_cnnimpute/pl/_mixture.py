@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from .._anndata.counts import get_counts
+from .._anndata.counts import get_counts, open_counts
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import DROPOUT_FUNCTION, load_dropout_model, require_dropout_model
 from ..dropout.gamma_normal import GammaNormalModel, gamma_normal_posterior, log10_cpm
@@ -94,7 +94,7 @@ def mixture(
             "scnn.pl.reliability and scnn.pl.dropout_prob show a calibrated model."
         )
         raise ValueError(msg)  # noqa: TRY004
-    check_fingerprint(adata, key, get_counts(adata, layer, caller="pl.mixture", integers=False))
+    check_fingerprint(adata, key, open_counts(adata, layer, caller="pl.mixture", integers=False))
     names, codes = model.names.tolist(), described.cluster
     reasons = [STATUSES[code] for code in model.status[0]]
     position = _cluster(model, codes, reasons, gene, cluster)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._anndata.counts import check_adata, get_counts, raw_matrix
+from .._anndata.counts import check_adata, open_counts
 from .._anndata.fingerprint import add_fingerprint
 from .._anndata.models import IMPUTE_FUNCTION, add_record, imputer_keys
 from .._anndata.results import Results
 from .._anndata.selection import selected_genes
-from .._checks import check_choice
+from .._checks import check_choice, check_number
+from .._progress import show_progress
 from .._threads import check_n_jobs, limit_keras, limited_threads
 from ..dropout import ModelledDropout
 from ..dropout.read_counts import CountType  # noqa: TC001 - the command line reads its choices
@@ -150,7 +151,7 @@ def cnn_impute(
     n_jobs
         Threads of numba, BLAS and TensorFlow, which takes their number in its first call only. Default: one per core.
     verbose
-        Show a progress bar in a terminal.
+        Show progress bars with the time left, in a log as lines.
     copy
         Return a copy instead of changing `adata`.
 
@@ -201,8 +202,8 @@ def cnn_impute(
     >>> adata.uns["cnn_imputed"]["params"]["units"]
     'counts'
     """
-    check_adata(adata, caller=IMPUTE_FUNCTION)
-    n_jobs = check_n_jobs(n_jobs)
+    check_adata(adata, caller=IMPUTE_FUNCTION, in_memory=False)
+    n_jobs, verbose = check_n_jobs(n_jobs), check_number("verbose", verbose, bool)
     default_key = DEFAULT_KEYS[check_choice("entries", entries, DEFAULT_KEYS)]
     request = ImputeRequest(
         preset=preset,
@@ -238,23 +239,22 @@ def cnn_impute(
     selected = selected_genes(adata, mask_var)
     adata = adata.copy() if copy else adata
     limit_keras(n_jobs)
-    with limited_threads(n_jobs):
-        _impute(adata, request, selected, verbose=verbose)
+    with limited_threads(n_jobs), show_progress(verbose):
+        _impute(adata, request, selected)
     return adata if copy else None
 
 
-def _impute(adata: AnnData, request: ImputeRequest, selected: np.ndarray, *, verbose: bool) -> None:
+def _impute(adata: AnnData, request: ImputeRequest, selected: np.ndarray) -> None:
     """Choose, read, fit, predict, write."""
     refuse_remnants(adata, request.dropout_key)
     choice, key = choose(adata, request), request.key_added
     keys = [("layers", key), ("layers", f"{key}_std"), *imputer_keys(key)]
     results = Results(adata, function=IMPUTE_FUNCTION, key=key, keys=keys)
-    counts = get_counts(adata, request.layer, caller=IMPUTE_FUNCTION)
+    counts = open_counts(adata, request.layer, caller=IMPUTE_FUNCTION)
     dropout = dropout_of(adata, counts, request)
-    options = fit_options(adata, counts, dropout, request, choice, selected, verbose=verbose)
+    options = fit_options(adata, counts, dropout, request, choice, selected)
     imputer, predictions = choice.imputer.fit_predict(counts, dropout, options, return_std=request.return_std)
-    matrix = raw_matrix(adata, request.layer)
-    n_imputed, has_layer = add_layers(results, matrix, counts, imputer, dropout, predictions, request)
+    n_imputed, has_layer = add_layers(results, counts, imputer, dropout, predictions, request)
     params = choice.params(request, has_layer=has_layer)
     if isinstance(dropout, ModelledDropout):
         params["count_type"] = getattr(dropout.model, "count_type", request.count_type)

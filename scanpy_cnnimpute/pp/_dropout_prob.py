@@ -9,28 +9,30 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from .._anndata.counts import check_adata, get_counts
+from .._anndata.counts import check_adata, open_counts
 from .._anndata.fingerprint import add_fingerprint
 from .._anndata.models import DROPOUT_FUNCTION, MASK, add_record, dropout_keys, layer_checksum
-from .._anndata.results import Results, check_keys, cluster_codes
+from .._anndata.results import Results, as_series, check_keys, cluster_codes
 from .._anndata.selection import selected_genes
 from .._checks import check_choice, check_key, check_number, check_seed
+from .._counts import DaskCounts
 from .._logging import logger
+from .._progress import show_progress
 from .._threads import check_n_jobs, limited_threads
-from ..dropout import MODELS, Clusters, DropoutFit, ModelledDropout, check_efficiency
+from ..dropout import MODELS, BlockProbabilities, Clusters, DropoutFit, ModelledDropout, check_efficiency
 from ..dropout.protocols import PROTOCOLS, find_protocol
 from ..dropout.read_counts import CountType, resolve_count_type
 from ..tl._cluster import cluster_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from scipy.sparse import csr_array
+
+    from .._counts import Counts
 
 Store = Literal["auto", "layer", "params"]
 DEFAULT_CLUSTER_KEY = "cnn_cluster"
 MAX_LAYER_BYTES = 2**30  # 1 GiB: a laptop holds it beside the counts
 MAX_STORED_BYTES = 2**60  # far above any memory, and within what files can hold
-LAYER_BLOCK_BYTES = 2**23  # of probabilities computed at a time
 FEW_DROPOUTS = 0.01  # mean probability of the zeros below which a warning says so
 MAX_COLLAPSED = 0.5  # share of collapsed genes above which a cluster is warned of
 
@@ -49,6 +51,7 @@ def dropout_prob(
     max_layer_bytes: int = MAX_LAYER_BYTES,
     key_added: str = "dropout_prob",
     n_jobs: int | None = None,
+    verbose: bool = True,
     copy: bool = False,
 ) -> AnnData | None:
     """Estimate for every entry the probability that it is a dropout.
@@ -93,6 +96,8 @@ def dropout_prob(
         Key of the results.
     n_jobs
         Threads of numba and BLAS; the results do not depend on them. Default: one per core.
+    verbose
+        Show progress bars with the time left, in a log as lines.
     copy
         Return a copy instead of changing `adata`.
 
@@ -163,8 +168,8 @@ def dropout_prob(
     >>> adata.layers["dropout_prob"].shape == adata.shape
     True
     """
-    check_adata(adata, caller=DROPOUT_FUNCTION)
-    n_jobs = check_n_jobs(n_jobs)
+    check_adata(adata, caller=DROPOUT_FUNCTION, in_memory=False)
+    n_jobs, verbose = check_n_jobs(n_jobs), check_number("verbose", verbose, bool)
     request = DropoutRequest(
         layer=layer,
         cluster_key=cluster_key,
@@ -178,8 +183,8 @@ def dropout_prob(
     ).checked()
     selected = selected_genes(adata, mask_var)
     adata = adata.copy() if copy else adata
-    with limited_threads(n_jobs):
-        fit_and_store(adata, get_counts(adata, layer, caller=DROPOUT_FUNCTION), request, selected)
+    with limited_threads(n_jobs), show_progress(verbose):
+        fit_and_store(adata, open_counts(adata, layer, caller=DROPOUT_FUNCTION), request, selected)
     return adata if copy else None
 
 
@@ -215,15 +220,16 @@ class DropoutRequest:
         return self
 
 
-def fit_and_store(adata: AnnData, counts: csr_array, request: DropoutRequest, selected: np.ndarray) -> ModelledDropout:
+def fit_and_store(adata: AnnData, counts: Counts, request: DropoutRequest, selected: np.ndarray) -> ModelledDropout:
     """Fit a model to the counts, write what the request asks for, and return the fit as it is stored."""
     key = request.key_added
     keys = [("layers", key), ("varm", f"{key}_{MASK}"), *dropout_keys(key)]
     results = Results(adata, function=DROPOUT_FUNCTION, key=key, keys=keys)
-    if counts.nnz == 0:
+    n_counted = counts.totals.nnz
+    if n_counted == 0:
         msg = f"No cell has any counts: there is nothing to fit in {adata.n_obs} cells x {adata.n_vars} genes."
         raise ValueError(msg)
-    efficiency = _read_efficiency(adata, request.capture_efficiency, np.diff(counts.indptr) > 0)
+    efficiency = _read_efficiency(adata, request.capture_efficiency, counts.totals.n_genes > 0)
     count_type: str = request.count_type
     if MODELS[request.model].counts_molecules:
         count_type = resolve_count_type(counts, request.count_type, caller=DROPOUT_FUNCTION)
@@ -262,7 +268,7 @@ def fit_and_store(adata: AnnData, counts: csr_array, request: DropoutRequest, se
     if layer is not None:
         record["layer_checksum"] = layer_checksum(layer)
     results.write(record, params)
-    _report(fit, summary, key, has_zeros=counts.nnz < counts.shape[0] * counts.shape[1])
+    _report(fit, summary, key, has_zeros=n_counted < counts.shape[0] * counts.shape[1])
     return dropout
 
 
@@ -280,7 +286,7 @@ def _read_efficiency(adata: AnnData, capture_efficiency: float | str | None, cou
                 f"and the protocols {list(PROTOCOLS)}."
             )
             raise KeyError(msg)
-        column = adata.obs[capture_efficiency]
+        column = as_series(adata.obs[capture_efficiency])
         if not pd.api.types.is_numeric_dtype(column):
             msg = f"adata.obs[{capture_efficiency!r}] has dtype {column.dtype}, expected numbers."
             raise TypeError(msg)
@@ -295,7 +301,7 @@ def _read_efficiency(adata: AnnData, capture_efficiency: float | str | None, cou
     return check_efficiency(efficiency, counted, where=name)
 
 
-def _read_clusters(adata: AnnData, counts: csr_array, request: DropoutRequest) -> tuple[Clusters | None, str | None]:
+def _read_clusters(adata: AnnData, counts: Counts, request: DropoutRequest) -> tuple[Clusters | None, str | None]:
     """The clusters that the model or its summary needs, and where they are; computed if the model needs some."""
     key = request.cluster_key
     if not MODELS[request.model].needs_clusters:
@@ -303,7 +309,7 @@ def _read_clusters(adata: AnnData, counts: csr_array, request: DropoutRequest) -
     if key is None:
         key = DEFAULT_CLUSTER_KEY
         if key not in adata.obs:
-            cluster_cells(adata, counts, method="adp", layer=request.layer, key_added=key)
+            cluster_cells(adata, counts.load(), method="adp", layer=request.layer, key_added=key)
     codes, names = cluster_codes(adata, key, caller=DROPOUT_FUNCTION)
     return Clusters(codes=codes, names=names), key
 
@@ -319,15 +325,14 @@ def labelled_clusters(adata: AnnData, cluster_key: str, *, caller: str) -> Clust
     return Clusters(codes=np.where(codes < 0, len(names), codes), names=[*names, name])
 
 
-def _add_layer(
-    results: Results, dropout: ModelledDropout, request: DropoutRequest, selected: np.ndarray
-) -> np.ndarray | None:
-    """Compute the layer of the selected genes and add it to the results, if it is asked for or small; return it."""
+def _add_layer(results: Results, dropout: ModelledDropout, request: DropoutRequest, selected: np.ndarray) -> Any:
+    """Add the layer of the selected genes to the results, if it is asked for, small or lazy; return it."""
     counts, key = dropout.counts, request.key_added
+    is_lazy = isinstance(counts, DaskCounts)
     n_bytes = 4 * counts.shape[0] * counts.shape[1]
     if request.store == "params":
         return None
-    if request.store == "auto" and n_bytes > request.max_layer_bytes:
+    if request.store == "auto" and not is_lazy and n_bytes > request.max_layer_bytes:
         logger.warning(
             "pp.dropout_prob: the layer would take %.3g GB, more than max_layer_bytes (%.3g GB); only the parameters "
             "are stored. get.dropout_prob gives any part of it, pp.cnn_impute works with the parameters.",
@@ -335,16 +340,20 @@ def _add_layer(
             request.max_layer_bytes / 1e9,
         )
         return None
-    genes: Any = slice(None)
     if not selected.all():
-        genes = np.flatnonzero(selected)
-        dropout = ModelledDropout(counts[:, genes], dropout.model.take(genes=genes), dropout.cells)
         results.add("varm", f"{key}_{MASK}", selected[:, None])
-    layer = np.zeros(counts.shape, dtype=np.float32)
-    height = max(1, LAYER_BLOCK_BYTES // (4 * max(counts.shape[1], 1)))
-    for start in range(0, counts.shape[0], height):
-        rows = np.arange(start, min(start + height, counts.shape[0]))
-        layer[start : start + height, genes] = dropout.block(rows)
+    describe = BlockProbabilities.of(dropout.model, selected)
+
+    def of_cells(rows: np.ndarray) -> Any:
+        return dropout.cells.take(cells=rows)
+
+    layer: Any
+    if isinstance(counts, DaskCounts):
+        layer = counts.lazily(describe, by_cell=of_cells, container=np.ndarray, dtype=np.dtype(np.float32))
+    else:
+        layer = np.zeros(counts.shape, dtype=np.float32)
+        for rows, block in counts.blocks():
+            describe.put_in(layer[rows[0] : rows[-1] + 1], block, of_cells(rows))
     results.add("layers", key, layer)
     return layer
 

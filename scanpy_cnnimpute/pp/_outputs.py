@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from .._anndata.results import column_names
+from .._counts import DaskCounts
 from .._logging import logger
 from ..imputation import STATUSES
-from ..imputation.assemble import put_in
+from ..imputation.assemble import put_in, result_container, result_dtype
+from ..imputation.blocks import impute_lazily
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .._anndata.results import Results
+    from .._counts import Counts
     from ..dropout import Clusters, Dropout
     from ..imputation import Imputed, Imputer
     from ._request import ImputeRequest
@@ -24,14 +26,13 @@ if TYPE_CHECKING:
 
 def add_layers(
     results: Results,
-    matrix: Any,
-    counts: sp.csr_array,
+    counts: Counts,
     imputer: Imputer,
     dropout: Dropout,
     predictions: Iterator[Imputed],
     request: ImputeRequest,
 ) -> tuple[np.ndarray, bool]:
-    """Add the layers that the request asks for.
+    """Add the layers that the request asks for; of a Dask array they are lazy.
 
     Returns
     -------
@@ -39,11 +40,17 @@ def add_layers(
     cells, and -1 for the others.
     """
     key, n_imputed = request.key_added, np.full(counts.shape[0], -1, dtype=np.int64)
-    rows, sample = _sample_if_large(matrix, counts, imputer, dropout, request)
-    if sample is not None and not _fits(matrix, counts, imputer, rows, sample, request):
-        for part in sample:
-            n_imputed[rows[part.cells]] = np.diff(part.values.indptr)
-        return n_imputed, False
+    is_lazy = isinstance(counts, DaskCounts) and imputer.is_stored
+    if is_lazy or _may_be_large(counts, imputer, request):
+        rows, sample = imputer.sample(counts, dropout)
+        if is_lazy or not _fits(counts, imputer, rows, sample, request):
+            for part in sample:
+                n_imputed[rows[part.cells]] = np.diff(part.values.indptr)
+            has_layer = is_lazy and request.store != "params"
+            if has_layer:
+                layers = impute_lazily(counts, imputer, dropout, return_std=request.return_std)  # type: ignore[arg-type]
+                _add(results, key, *layers)
+            return n_imputed, has_layer
     n_imputed[:] = 0
 
     def counted() -> Iterator[Imputed]:
@@ -51,33 +58,34 @@ def add_layers(
             n_imputed[part.cells] = np.diff(part.values.indptr)
             yield part
 
-    imputed, deviation = put_in(matrix, counts, imputer, dropout, counted(), return_std=request.return_std)
-    results.add("layers", key, imputed)
-    if request.return_std:
-        results.add("layers", f"{key}_std", deviation)
+    _add(results, key, *put_in(counts, imputer, dropout, counted(), return_std=request.return_std))
     return n_imputed, True
 
 
-def _entry_bytes(matrix: Any, imputer: Imputer) -> int:
+def _add(results: Results, key: str, imputed: Any, deviation: Any) -> None:
+    results.add("layers", key, imputed)
+    if deviation is not None:
+        results.add("layers", f"{key}_std", deviation)
+
+
+def _is_sparse(counts: Counts, imputer: Imputer) -> bool:
+    return result_container(counts, imputer) is not np.ndarray
+
+
+def _entry_bytes(counts: Counts, imputer: Imputer) -> int:
     """Bytes of an entry of the layer, with its index if it is sparse."""
-    sparse = sp.issparse(matrix) and imputer.entries == "zeros"
-    return np.result_type(matrix.dtype, np.float32).itemsize + (4 if sparse else 0)
+    return result_dtype(counts.dtype).itemsize + (4 if _is_sparse(counts, imputer) else 0)
 
 
-def _sample_if_large(
-    matrix: Any, counts: sp.csr_array, imputer: Imputer, dropout: Dropout, request: ImputeRequest
-) -> tuple[np.ndarray, list[Imputed] | None]:
-    """Predictions for some cells, if layers are not asked for or might be too large; otherwise none."""
+def _may_be_large(counts: Counts, imputer: Imputer, request: ImputeRequest) -> bool:
+    """Whether layers are not asked for, or might be too large."""
     asked = request.store == "layer" or not imputer.is_stored
-    most = counts.shape[0] * counts.shape[1] * _entry_bytes(matrix, imputer) * (2 if request.return_std else 1)
-    if asked or (request.store == "auto" and most <= request.max_layer_bytes):
-        return np.empty(0, dtype=np.int64), None
-    return imputer.sample(counts, dropout)
+    most = counts.shape[0] * counts.shape[1] * _entry_bytes(counts, imputer) * (2 if request.return_std else 1)
+    return not (asked or (request.store == "auto" and most <= request.max_layer_bytes))
 
 
 def _fits(
-    matrix: Any,
-    counts: sp.csr_array,
+    counts: Counts,
     imputer: Imputer,
     rows: np.ndarray,
     sample: list[Imputed],
@@ -87,10 +95,10 @@ def _fits(
     if request.store == "params":
         return False
     n_entries = n_zeros = counts.shape[0] * counts.shape[1]
-    if sp.issparse(matrix) and imputer.entries == "zeros":
+    if _is_sparse(counts, imputer):
         n_zeros = round(sum(part.values.nnz for part in sample) / rows.size * counts.shape[0])
-        n_entries = counts.nnz + n_zeros
-    n_bytes = (n_entries + (n_zeros if request.return_std else 0)) * _entry_bytes(matrix, imputer)
+        n_entries = counts.totals.nnz + n_zeros
+    n_bytes = (n_entries + (n_zeros if request.return_std else 0)) * _entry_bytes(counts, imputer)
     if n_bytes <= request.max_layer_bytes:
         return True
     logger.warning(

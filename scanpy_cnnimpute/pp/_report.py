@@ -23,8 +23,7 @@ from ..imputation.base import (
 )
 
 if TYPE_CHECKING:
-    import scipy.sparse as sp
-
+    from .._counts import Counts
     from ..dropout import Clusters
     from ..imputation import Imputer
 
@@ -50,7 +49,7 @@ WITHOUT_CLUSTERS = {
 """What helps with imputers that train one network for all cells."""
 
 
-def report(imputer: Imputer, n_imputed: np.ndarray, counts: sp.csr_array, clusters: Clusters) -> None:
+def report(imputer: Imputer, n_imputed: np.ndarray, counts: Counts, clusters: Clusters) -> None:
     """Log what was imputed, in one line; warn of cells, genes and zeros that were left out.
 
     Parameters
@@ -63,13 +62,14 @@ def report(imputer: Imputer, n_imputed: np.ndarray, counts: sp.csr_array, cluste
         Of the same cells.
     """
     seen = n_imputed >= 0
-    shown = np.diff(counts.indptr)
+    shown = counts.totals.n_genes
     n_entries = int(n_imputed[seen].sum())
     everything = imputer.entries == "all"
     asked = (imputer.status != NOT_SELECTED).any(axis=1)
     n_candidates = int(asked.sum()) * int(seen.sum())
     if not everything:
-        n_candidates -= int(asked[counts.indices[np.repeat(seen, shown)]].sum())
+        observed = counts.totals.n_cells if seen.all() else counts.rows(np.flatnonzero(seen)).count_nonzero(axis=0)
+        n_candidates -= int(observed[asked].sum())
     share = n_entries / max(n_candidates, 1)
     logger.info(
         "pp.cnn_impute: %d network%s; %.1f %% of the %s%s %s %s",

@@ -25,13 +25,13 @@ from ..tl._cluster import cluster_cells
 from ._dropout_prob import DEFAULT_CLUSTER_KEY, DropoutRequest, fit_and_store, labelled_clusters
 
 if TYPE_CHECKING:
-    import scipy.sparse as sp
     from anndata import AnnData
 
+    from .._counts import Counts
     from ._request import Choice, ImputeRequest
 
 
-def dropout_of(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) -> Dropout:
+def dropout_of(adata: AnnData, counts: Counts, request: ImputeRequest) -> Dropout:
     """Dropout probabilities: a layer of the user's own, the stored model, or one that is fitted and stored first."""
     key = request.dropout_key
     if has_dropout_model(adata, key):
@@ -44,7 +44,7 @@ def dropout_of(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) -> 
     return dropout
 
 
-def _fit_dropout(adata: AnnData, counts: sp.csr_array, request: ImputeRequest) -> ModelledDropout:
+def _fit_dropout(adata: AnnData, counts: Counts, request: ImputeRequest) -> ModelledDropout:
     """Fit the preset's dropout model; a warning says so if others are stored, as the key may be mistyped."""
     others = stored_models(adata)
     if others:
@@ -121,13 +121,11 @@ def refuse_remnants(adata: AnnData, key: str) -> None:
 
 def fit_options(
     adata: AnnData,
-    counts: sp.csr_array,
+    counts: Counts,
     dropout: Dropout,
     request: ImputeRequest,
     choice: Choice,
     selected: np.ndarray,
-    *,
-    verbose: bool,
 ) -> FitOptions:
     """Clusters and genes of the fit, as the dropout model and the request have them."""
     model = dropout.model if isinstance(dropout, ModelledDropout) else None
@@ -137,13 +135,10 @@ def fit_options(
         random_state=request.random_state,
         targets=Targets.of(model, selected, gate=choice.gate),
         clusters=_clusters(adata, counts, dropout, request, choice),
-        verbose=verbose,
     )
 
 
-def _clusters(
-    adata: AnnData, counts: sp.csr_array, dropout: Dropout, request: ImputeRequest, choice: Choice
-) -> Clusters:
+def _clusters(adata: AnnData, counts: Counts, dropout: Dropout, request: ImputeRequest, choice: Choice) -> Clusters:
     """Clusters that the paper's networks are trained in, or that the default's summary reports."""
     key = request.cluster_key
     if not choice.imputer.trains_in_clusters:
@@ -159,7 +154,7 @@ def _clusters(
         )
         key = key or DEFAULT_CLUSTER_KEY
         if key == DEFAULT_CLUSTER_KEY and key not in adata.obs:
-            cluster_cells(adata, counts, method="adp", layer=request.layer, key_added=key)
+            cluster_cells(adata, counts.load(), method="adp", layer=request.layer, key_added=key)
     if key is None and DEFAULT_CLUSTER_KEY not in adata.obs:
         return Clusters.single(adata.n_obs)
     codes, names = cluster_codes(adata, key or DEFAULT_CLUSTER_KEY, caller=IMPUTE_FUNCTION)

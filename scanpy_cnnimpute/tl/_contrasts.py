@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .._anndata.counts import get_counts, layer_matrices, layer_names
+from .._anndata.counts import get_counts, layer_matrices, layer_names, open_counts
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import IMPUTE_FUNCTION, load_dropout, load_imputer, require_imputer
 from .._anndata.results import written_by
@@ -98,7 +98,7 @@ class LayerValues:
         self._matrix: Any = None
         if layer is not None and self.is_imputed and n_decoys and _imputes_decoys(adata, layer):
             require_imputer(adata, layer)
-            counts = get_counts(adata, adata.uns[layer]["params"].get("layer"), caller=caller, integers=False)
+            counts = open_counts(adata, adata.uns[layer]["params"].get("layer"), caller=caller, integers=False)
             check_fingerprint(adata, layer, counts)
             dropout = load_dropout(adata, adata.uns[layer]["params"]["dropout_key"], counts)
             if not isinstance(dropout, ModelledDropout) or dropout.has_layer:
@@ -107,7 +107,7 @@ class LayerValues:
                     "probabilities of your own. Pass null=None, or test the counts."
                 )
                 raise ValueError(msg)
-            self._fitted = counts, dropout.model, dropout.cells, load_imputer(adata, layer)
+            self._fitted = counts.load(), dropout.model, dropout.cells, load_imputer(adata, layer)
             self.library_size = dropout.cells.library_size
             return
         if layer is not None and layer not in layer_names(adata) and self.is_imputed:

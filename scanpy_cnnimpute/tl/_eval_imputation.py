@@ -10,13 +10,14 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import metrics
-from .._anndata.counts import check_adata, get_counts
+from .._anndata.counts import check_adata, open_counts
 from .._anndata.results import Results, check_keys, cluster_codes
 from .._checks import MAX_SEED, check_choice, check_key, check_number
+from .._counts import Counts, CountsInMemory
 from .._logging import logger
 from .._matrix import log_normalised
 from .._threads import single_threaded_blas
-from ..dropout.calibrated.model import molecules_of
+from ..dropout.calibrated.model import MAX_CELLS, molecules_of
 from ..dropout.read_counts import CountType, resolve_count_type
 from ..imputation import find_imputer, presets, resolve_settings
 from ..metrics._baselines import TARGET_SUM, Baselines, row_blocks
@@ -137,7 +138,7 @@ def eval_imputation(
     >>> "cnn_impute" in table.index
     True
     """
-    check_adata(adata, caller="tl.eval_imputation")
+    check_adata(adata, caller="tl.eval_imputation", in_memory=False)
     check_choice("how", how, get_args(How))
     check_choice("preset", preset, presets())
     check_choice("count_type", count_type, get_args(CountType))
@@ -147,10 +148,10 @@ def eval_imputation(
     check_number("random_state", random_state, int, 0, MAX_SEED + 1 - n_seeds)
     check_keys(key_added=key_added)
     results = Results(adata, function="tl.eval_imputation", key=key_added, keys=[])
-    counts = get_counts(adata, layer, caller="tl.eval_imputation")
-    counts, labels = _select_cells(adata, counts, cluster_key, preset)
+    everything = open_counts(adata, layer, caller="tl.eval_imputation")
+    counts, labels = _select_cells(adata, everything, cluster_key, preset, random_state)
     if how != "masking":
-        count_type = resolve_count_type(counts, count_type, caller="tl.eval_imputation")
+        count_type = resolve_count_type(Counts.of(counts), count_type, caller="tl.eval_imputation")
         counts = molecules_of(counts, random_state) if count_type == "reads" else counts
 
     rows = []
@@ -232,13 +233,21 @@ def _check_shares(how: str, share: Any, capture_efficiency: Any) -> None:
 
 
 def _select_cells(
-    adata: AnnData, counts: sp.csr_array, cluster_key: str | None, preset: str
+    adata: AnnData, counts: Counts, cluster_key: str | None, preset: str, random_state: int
 ) -> tuple[sp.csr_array, pd.Categorical | None]:
-    """Counts and clusters of the cells to score; the paper has no network for cells without a cluster."""
+    """Counts and clusters of the cells to score; the paper has no network for cells without a cluster.
+
+    Of counts that are not in memory, they are a draw of as many cells as a model is fitted to.
+    """
+    cells = np.arange(counts.shape[0])
+    if not isinstance(counts, CountsInMemory) and cells.size > MAX_CELLS:
+        cells = np.sort(np.random.default_rng(random_state).choice(cells.size, MAX_CELLS, replace=False))
+        logger.info("tl.eval_imputation: %d cells are drawn out of %d", cells.size, counts.shape[0])
     if cluster_key is None:
-        return counts, None
+        return counts.rows(cells), None
     check_key("cluster_key", cluster_key)
     codes, names = cluster_codes(adata, cluster_key, caller="tl.eval_imputation")
+    codes = codes[cells]
     labels = pd.Categorical.from_codes(codes, categories=names)
     if preset == "paper" and (codes < 0).any():
         logger.info(
@@ -247,8 +256,8 @@ def _select_cells(
             codes.size,
             cluster_key,
         )
-        return counts[codes >= 0], labels[codes >= 0]
-    return counts, labels
+        return counts.rows(cells[codes >= 0]), labels[codes >= 0]
+    return counts.rows(cells), labels
 
 
 class _Imputed:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.optimize import brentq
 from scipy.special import digamma
 
+from ..._progress import progress_bar
 from ..._threads import single_threaded_pool
 from .allocation import Allocation
 
@@ -70,13 +71,15 @@ def factorise(counts: sp.csr_array, starts: Sequence[np.random.Generator | Facto
     """
     library_size = counts.sum(axis=1, dtype=np.float64)
     share = counts.sum(axis=0, dtype=np.float64) / max(library_size.sum(), 1.0)
-    with single_threaded_pool() as pool:
+    n_iterations = sum(N_MORE_ITERATIONS if isinstance(start, Factors) else N_ITERATIONS for start in starts)
+    bar = progress_bar("Fitting the dropout model", n_iterations, unit="iterations")
+    with bar, single_threaded_pool() as pool:
         allocation = Allocation(counts, pool)
-        return [_factorise_from(start, allocation, library_size, share) for start in starts]
+        return [_factorise_from(start, allocation, library_size, share, bar) for start in starts]
 
 
 def _factorise_from(
-    start: np.random.Generator | Factors, allocation: Allocation, library_size: np.ndarray, share: np.ndarray
+    start: np.random.Generator | Factors, allocation: Allocation, library_size: np.ndarray, share: np.ndarray, bar: Any
 ) -> Factors:
     n_cells, n_genes = library_size.size, share.size
     if isinstance(start, np.random.Generator):
@@ -102,6 +105,7 @@ def _factorise_from(
         log_scores = log_scores + np.log(scale)
         if iteration >= first_prior and iteration % PRIOR_EVERY == 0:
             prior = _prior_shape(loadings, log_loadings)
+        bar.update()
     return Factors(
         loadings=loadings,
         log_scores=log_scores,

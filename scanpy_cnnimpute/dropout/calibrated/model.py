@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..._matrix import evenly_spaced, positions_of
+from ..._progress import progress_bar
 from ..._records import ArrayRecord, array, column
 from ..._threads import single_threaded_blas
 from ...metrics import reliability_curve
@@ -30,6 +31,8 @@ from .splitting import split_molecules
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
+
+    from ..._counts import Counts
 
 TARGET_SUM = 1e4
 """Library size that logarithms refer to: log1p(CP10k), as in Scanpy's usual steps."""
@@ -153,7 +156,7 @@ class CalibratedModel(DropoutModel):
     @classmethod
     def fit(
         cls,
-        counts: sp.csr_array,
+        counts: Counts,
         *,
         clusters: Clusters | None = None,
         capture_efficiency: np.ndarray | None = None,
@@ -162,14 +165,12 @@ class CalibratedModel(DropoutModel):
     ) -> DropoutFit:
         """Fit to at most `MAX_CELLS` cells and describe all; see :meth:`DropoutModel.fit`."""
         draw_seed, seeds, read_seed = _seeds(random_state)
-        drawn = _draw_cells(np.diff(counts.indptr) > 0, np.random.default_rng(draw_seed))
-        library_size = counts.sum(axis=1, dtype=np.float64)
-        per_molecule = divisor = factor = share = None
+        drawn = _draw_cells(counts.totals.n_genes > 0, np.random.default_rng(draw_seed))
+        own = counts.rows(drawn)
+        divisor = factor = share = None
         if count_type == "reads":
-            divisor, factor, share = _estimate_reads(counts[drawn], read_seed)
-            per_molecule = reads_of_cells(counts, library_size, share)
-            counts = to_molecules(counts, per_molecule, divisor)
-        own = counts if drawn.size == counts.shape[0] else counts[drawn]
+            divisor, factor, share = _estimate_reads(own, read_seed)
+            own = to_molecules(own, reads_of_cells(own, counts.totals.library_size[drawn], share), divisor)
         gene_ids = np.arange(counts.shape[1], dtype=np.int32)
         train, test = split_molecules(own, drawn, gene_ids, random_state)
 
@@ -195,11 +196,14 @@ class CalibratedModel(DropoutModel):
             train_scores=train_scores,
             random_state=random_state,
         )
-        cells = CalibratedCells(
-            scores=model._scores(counts, drawn, scores),
-            cell_ids=np.arange(counts.shape[0], dtype=np.int32),
-            **_sampling(library_size, per_molecule, capture_efficiency),
-        )
+
+        def of_block(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+            first, last = np.searchsorted(drawn, [rows[0], rows[-1] + 1])
+            told = None if capture_efficiency is None else capture_efficiency[rows]
+            return drawn[first:last] - rows[0], scores[first:last], told
+
+        cells = CalibratedCells.joined(counts.map(model._describe, "Describing cells", by_cell=of_block))
+        cells = replace(cells, cell_ids=np.arange(counts.shape[0], dtype=np.int32))
         curve = reliability_curve(present, stated) if stated.size else _NO_CURVE
         return DropoutFit(model=model, cells=cells, tables={"reliability": curve})
 
@@ -211,14 +215,21 @@ class CalibratedModel(DropoutModel):
         capture_efficiency: np.ndarray | None = None,
     ) -> CalibratedCells:
         """Scores of any cells from their own counts, the loadings fixed."""
-        none = np.empty(0, dtype=np.int64)
+        none = np.empty(0, dtype=np.int64), np.empty((0, self.loadings.shape[1]), dtype=np.float32)
+        return self._describe(counts, (*none, capture_efficiency))
+
+    def _describe(
+        self, counts: sp.csr_array, of_cells: tuple[np.ndarray, np.ndarray, np.ndarray | None]
+    ) -> CalibratedCells:
+        """Describe cells, of which some are known, with their scores; and the capture efficiency of all, if known."""
+        known, known_scores, capture_efficiency = of_cells
         library_size = counts.sum(axis=1, dtype=np.float64)
         per_molecule = None
         if self.reads_divisor is not None and self.molecule_share is not None:
             per_molecule = reads_of_cells(counts, library_size, self.molecule_share)
             counts = to_molecules(counts, per_molecule, self.reads_divisor)
         return CalibratedCells(
-            scores=self._scores(counts, none, np.empty((0, self.loadings.shape[1]), dtype=np.float32)),
+            scores=self._scores(counts, known, known_scores),
             cell_ids=np.full(counts.shape[0], -1, dtype=np.int32),
             **_sampling(library_size, per_molecule, capture_efficiency),
         )
@@ -234,9 +245,11 @@ class CalibratedModel(DropoutModel):
         scores = np.empty((counts.shape[0], self.loadings.shape[1]), dtype=np.float32)
         scores[known] = known_scores
         others = np.setdiff1d(np.arange(counts.shape[0]), known)
-        for start in range(0, others.size, DESCRIBED_CELLS):
-            part = others[start : start + DESCRIBED_CELLS]
-            scores[part] = describe_cells(counts[part], self.loadings)
+        with progress_bar("Describing cells", others.size, unit="cells") as bar:
+            for start in range(0, others.size, DESCRIBED_CELLS):
+                part = others[start : start + DESCRIBED_CELLS]
+                scores[part] = describe_cells(counts[part], self.loadings)
+                bar.update(part.size)
         return scores
 
     @property
@@ -442,7 +455,7 @@ class CalibratedModel(DropoutModel):
             values *= np.repeat(cells.reads_per_molecule, np.diff(indptr)).astype(np.float32)
             values *= self.reads_factor.astype(np.float32)[genes]
 
-    def summary(self, counts: sp.csr_array, cells: CalibratedCells, clusters: Clusters) -> pd.DataFrame:
+    def summary(self, counts: Counts, cells: CalibratedCells, clusters: Clusters) -> pd.DataFrame:
         """Cells, modelled genes, zeros called dropouts, mean probability of the zeros, and genes that gain.
 
         The zeros are those of at most `SUMMARY_CELLS` cells, evenly spaced within the clusters.
@@ -450,14 +463,16 @@ class CalibratedModel(DropoutModel):
         members = [np.flatnonzero(clusters.codes == code) for code in range(len(clusters.names))]
         share = SUMMARY_CELLS / max(sum(each.size for each in members), 1)
         gain = (self.gain > 0).sum() / max(np.isfinite(self.gain).sum(), 1)
+        samples = [each[evenly_spaced(each.size, max(1, round(share * each.size)))] for each in members]
+        sampled = np.unique(np.concatenate(samples))
+        counts_of_sample, cells_of_sample = counts.rows(sampled), cells.take(cells=sampled)
         rows = []
-        for each in members:
-            sample = each[evenly_spaced(each.size, max(1, round(share * each.size)))]
+        for each, sample in zip(members, samples, strict=True):
             n_zeros, n_called, total = 0, 0, 0.0
             for start in range(0, sample.size, SUMMARY_BLOCK):
-                part = sample[start : start + SUMMARY_BLOCK]
-                own = counts[part]
-                block = self.probability(own, cells.take(cells=part))
+                part = np.searchsorted(sampled, sample[start : start + SUMMARY_BLOCK])
+                own = counts_of_sample[part]
+                block = self.probability(own, cells_of_sample.take(cells=part))
                 n_zeros += block.size - own.nnz
                 n_called += int((block > CALLED).sum())
                 total += float(block.sum(dtype=np.float64))

@@ -17,6 +17,8 @@ from .em import FIT_FAILED, FIT_NO_COUNTS, LOG_SQRT_2PI, fit_genes
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
+    from ..._counts import Counts
+
 PARAMETERS = ("rate", "alpha", "beta", "mu", "sigma")
 """eta, alpha, beta, mu and sigma of equation 1."""
 
@@ -91,7 +93,7 @@ class GammaNormalModel(DropoutModel):
     @classmethod
     def fit(
         cls,
-        counts: csr_array,
+        counts: Counts,
         *,
         clusters: Clusters | None = None,
         capture_efficiency: np.ndarray | None = None,
@@ -100,14 +102,14 @@ class GammaNormalModel(DropoutModel):
     ) -> DropoutFit:
         """Fit in each cluster; default: all cells are one. See :meth:`DropoutModel.fit`, :func:`fit_mixture`."""
         clusters = clusters or Clusters.single(counts.shape[0])
-        library_size = counts.sum(axis=1, dtype=np.float64)
+        library_size, loaded = counts.totals.library_size, counts.load()
         # A cell without counts has no library to scale to.
         codes = np.where(library_size > 0, clusters.codes, -1)
-        parameters, status = fit_mixture(counts, library_size, codes, len(clusters.names))
+        parameters, status = fit_mixture(loaded, library_size, codes, len(clusters.names))
         model = cls(
             **{name: np.ascontiguousarray(parameters[..., k]) for k, name in enumerate(PARAMETERS)},
             status=status,
-            profiles=mean_profiles(counts, codes, len(clusters.names)),
+            profiles=mean_profiles(loaded, codes, len(clusters.names)),
             names=np.array(clusters.names, dtype=str),
         )
         return DropoutFit(model=model, cells=GammaNormalCells(library_size=library_size, cluster=codes), tables={})
@@ -165,17 +167,17 @@ class GammaNormalModel(DropoutModel):
         block[rows, genes] = _corrected_probability(x, self.parameters[genes, cluster], counted=True)
         return block
 
-    def summary(self, counts: csr_array, cells: GammaNormalCells, clusters: Clusters) -> pd.DataFrame:
+    def summary(self, counts: Counts, cells: GammaNormalCells, clusters: Clusters) -> pd.DataFrame:
         """Cells, modelled genes, zeros called dropouts, and collapsed mixtures of each cluster of the fit.
 
         ``collapsed`` is the share of the modelled genes whose gamma has its mean within 1 % of the value of a zero: it
         describes the zeros alone, and calls all of them dropouts.
         """
-        called = self.zero_probability() > CALLED
+        called, loaded = self.zero_probability() > CALLED, counts.load()
         rows = []
         for cluster in range(self.names.size):
             members = np.flatnonzero(cells.cluster == cluster)
-            zeros = members.size - np.diff(counts[members].tocsc().indptr)
+            zeros = members.size - np.diff(loaded[members].tocsc().indptr)
             modelled = self.modelled[:, cluster]
             gamma_mean = self.alpha[modelled, cluster] / self.beta[modelled, cluster]
             rows.append(

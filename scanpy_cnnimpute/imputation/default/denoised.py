@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...dropout import Dropout
     from ...presets import Settings
     from ..base import Entries
-    from .molecules import CellBlock
+    from .molecules import CellBlock, Correct
 
 
 @dataclass(kw_only=True)
@@ -33,7 +33,7 @@ class DenoisedImputer(MoleculeImputer):
         return self.settings.depth / np.maximum(calibrated(dropout)[1].library_size, 1.0)
 
     def _estimate(
-        self, dropout: Dropout, block: CellBlock, *, return_std: bool
+        self, dropout: Dropout, block: CellBlock, correct: Correct, *, return_std: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """All entries of the genes, and their posterior means."""
         model, n_cells = calibrated(dropout)[0], block.rows.size
@@ -43,7 +43,7 @@ class DenoisedImputer(MoleculeImputer):
             block.counts,
             block.cells,
             block.genes,
-            block.correct(block.rows, indptr, columns),
+            correct(block, indptr, columns),
             logarithmic=self.estimate == "posterior_mean",
             depth=self.settings.depth,
             return_std=return_std,

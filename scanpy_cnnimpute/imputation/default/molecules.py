@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -11,12 +12,12 @@ from scipy.special import expm1
 
 from ..._logging import logger
 from ..._matrix import positions_of
+from ..._progress import progress_bar
 from ..._records import array, array_list
 from ..._threads import single_threaded_blas
 from ...dropout.calibrated.splitting import split_molecules
 from ...presets import DefaultSettings
 from ..base import MIN_CELLS, Imputed, Imputer, gene_status
-from ..progress import progress_bar
 from .architecture import MAX_CORRECTION, held_out_deviance, shared_network
 from .features import (
     GeneLayout,
@@ -33,8 +34,9 @@ from .selection import above_threshold
 from .training import train_network
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from ..._counts import Counts
     from ...dropout import Clusters, Dropout, ModelledDropout
     from ...dropout.calibrated import CalibratedCells, CalibratedModel
     from ...presets import Settings
@@ -128,13 +130,16 @@ class _Described:
 
 
 class CellBlock(NamedTuple):
-    """Cells that are predicted together: positions, counts, description; wanted genes; the network's correction."""
+    """Cells that are predicted together: positions, counts, description; and the wanted genes."""
 
     rows: np.ndarray
     counts: sp.csr_array
     cells: CalibratedCells
     genes: np.ndarray
-    correct: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+Correct = Callable[[CellBlock, np.ndarray, np.ndarray], np.ndarray]
+"""Gives the network's correction of CSR entries of a block, from their ``indptr`` and columns, float32."""
 
 
 @dataclass(kw_only=True)
@@ -181,11 +186,11 @@ class MoleculeImputer(Imputer):
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def fit(cls, counts: sp.csr_array, dropout: Dropout, options: FitOptions) -> MoleculeImputer:
+    def fit(cls, counts: Counts, dropout: Dropout, options: FitOptions) -> MoleculeImputer:
         """Choose the correlated genes and train the network on the cells that the dropout model was fitted to."""
         model, cells = calibrated(dropout)
         settings: Any = options.settings
-        n_used = int((np.diff(counts.indptr) > 0).sum())
+        n_used = int((counts.totals.n_genes > 0).sum())
         status = gene_status(options, n_used)
         n_top = settings.n_top
         imputer = cls(
@@ -202,20 +207,17 @@ class MoleculeImputer(Imputer):
         if n_used < MIN_CELLS:
             logger.info("%d cells have counts, fewer than the %d it takes to train a network", n_used, MIN_CELLS)
             return imputer
-        with progress_bar("cnnImpute", 2, verbose=options.verbose) as bar:
+        with progress_bar("Fitting the imputer", 2, unit="steps") as bar:
             imputer._fit(counts, model, cells, options.random_state, bar)
         return imputer
 
-    def _fit(
-        self, counts: sp.csr_array, model: CalibratedModel, cells: CalibratedCells, random_state: int, bar: Any
-    ) -> None:
-        genes = network_genes(np.bincount(counts.indices, minlength=counts.shape[1]), counts.shape[0])
+    def _fit(self, counts: Counts, model: CalibratedModel, cells: CalibratedCells, random_state: int, bar: Any) -> None:
+        genes = network_genes(counts.totals.n_cells, counts.shape[0])
         # Cells of the fit that are still there, and their scores in the first set of molecules.
         rows = np.flatnonzero(np.isin(cells.cell_ids, model.train_cells))
         ids = cells.cell_ids[rows]
         train_scores = model.train_scores[np.searchsorted(model.train_cells, ids)]
-        own = counts if rows.size == counts.shape[0] else counts[rows]
-        own = model.molecules(own, cells.take(cells=rows))
+        own = model.molecules(counts.rows(rows), cells.take(cells=rows))
         train, test = split_molecules(own, ids, model.gene_ids, model.random_state)
         self.depth_mean = float(_log_depth(cells.n_molecules[rows]).mean()) if rows.size else 0.0
         mean = train_scores.mean(axis=0) @ model.train_loadings[genes].T if rows.size else np.ones(genes.size)
@@ -332,20 +334,21 @@ class MoleculeImputer(Imputer):
         model, cells = calibrated(dropout)
         wanted = self.imputable(genes)
         layout = layout_of(self.gene_ids, self.neighbours, self.correlations, wanted)
-        correct = self._corrector(counts, model, cells, layout)
+        correct = self._corrector(model, layout)
         height = max(1, min(MAX_BLOCK_CELLS, BLOCK_ENTRIES // max(wanted.size, layout.genes.size, 1)))
         for start in range(0, counts.shape[0] if wanted.size else 0, height):
             rows = np.arange(start, min(start + height, counts.shape[0]))
-            block = CellBlock(rows, counts[rows], cells.take(cells=rows), wanted, correct)
-            indptr, columns, values, deviation = self._estimate(dropout, block, return_std=return_std)
+            block = CellBlock(rows, counts[rows], cells.take(cells=rows), wanted)
+            indptr, columns, values, deviation = self._estimate(dropout, block, correct, return_std=return_std)
             yield Imputed(
                 cells=rows,
+                counts=block.counts,
                 values=_csr_entries(values, columns, indptr, block.counts.shape),
                 deviation=None if deviation is None else _csr_entries(deviation, columns, indptr, block.counts.shape),
             )
 
     def _estimate(
-        self, dropout: Dropout, block: CellBlock, *, return_std: bool
+        self, dropout: Dropout, block: CellBlock, correct: Correct, *, return_std: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Entries of a block of cells that are predicted, as ``indptr`` and columns; values; standard deviations."""
         model, threshold = calibrated(dropout)[0], self.settings.threshold
@@ -360,29 +363,25 @@ class MoleculeImputer(Imputer):
             indptr,
             columns,
             missed,
-            block.correct(block.rows, indptr, columns),
+            correct(block, indptr, columns),
             logarithmic=self.estimate == "posterior_mean",
             return_std=return_std,
         )
         return indptr, columns, values, deviation
 
-    def _corrector(
-        self, counts: sp.csr_array, model: CalibratedModel, cells: CalibratedCells, layout: GeneLayout
-    ) -> Any:
-        """A function of rows and their CSR entries that gives the network's correction of each, float32."""
+    def _corrector(self, model: CalibratedModel, layout: GeneLayout) -> Correct:
+        """The network's correction of any block."""
         if not self.weights or not layout.genes.size:
-            return lambda _rows, _indptr, columns: np.zeros(columns.size, dtype=np.float32)
-        # Depths of all genes, also of those that were dropped from the data since.
-        depth = _log_depth(cells.n_molecules) - self.depth_mean
-        source = self._source(model.molecules(counts, cells), cells.scores, model.loadings, model.shape, layout, depth)
+            return lambda _block, _indptr, columns: np.zeros(columns.size, dtype=np.float32)
         width, n_rows = CALL_TARGETS, CALL_ENTRIES // CALL_TARGETS // CALL_SHAPES * CALL_SHAPES
-        sizes = self._sizes(width, source.n_cell_features)
-        network = shared_network(sizes, self.neighbours.shape[1], held_out_deviance)
-        n_features = N_OWN_FEATURES + source.shared.shape[1]
+        n_cell_features = model.loadings.shape[1] + 1
+        network = shared_network(self._sizes(width, n_cell_features), self.neighbours.shape[1], held_out_deviance)
+        n_features = N_OWN_FEATURES + 2 + self.neighbours.shape[1]
         buffers = InputBuffers.allocate(n_rows, width, self.neighbours.shape[1], N_CHANNELS, n_features)
         described: list[_Described] = []
 
-        def correct(rows: np.ndarray, indptr: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        def correct(block: CellBlock, indptr: np.ndarray, columns: np.ndarray) -> np.ndarray:
+            cells, rows = block.cells, np.arange(block.rows.size)
             correction = np.zeros(columns.size, dtype=np.float32)
             sizes = np.empty(rows.size, dtype=np.int64)
             count_targets(indptr, columns, layout.target_position, sizes)
@@ -395,6 +394,10 @@ class MoleculeImputer(Imputer):
             arrange_targets(indptr, columns, layout.target_position, first_row, row_cell, targets)
             if not described:
                 described.append(_Described.allocate(rows.size, layout.genes.size))
+            # Depths of all genes, also of those that were dropped from the data since.
+            depth = _log_depth(cells.n_molecules) - self.depth_mean
+            molecules = model.molecules(block.counts, cells)
+            source = self._source(molecules, cells.scores, model.loadings, model.shape, layout, depth)
             known = described[0].fill(source, rows, layout.read_position)
             of_cells = source.cell_features(rows)
             predicted = np.empty((row_cell.size, width), dtype=np.float32)

@@ -10,11 +10,11 @@ import scipy.sparse as sp
 
 from ..._logging import logger
 from ..._matrix import positions_of
+from ..._progress import progress_bar
 from ..._records import array, array_list
 from ..._threads import single_threaded_blas
 from ...presets import ConditionalSettings
 from ..base import MIN_CELLS, Imputed, Imputer, gene_status
-from ..progress import progress_bar
 from .architecture import hidden_mse, shared_network
 from .features import GeneLayout, batches, check_network, correlated_genes, layout_of, network_genes, network_inputs
 from .low_rank import GeneLines, LowRank, fit_lines, fit_low_rank
@@ -24,6 +24,7 @@ from .training import train_network
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ..._counts import Counts
     from ...dropout import Clusters, Dropout
     from ...presets import Settings
     from ..base import FitOptions
@@ -138,10 +139,10 @@ class NonzeroImputer(Imputer):
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def fit(cls, counts: sp.csr_array, dropout: Dropout, options: FitOptions) -> NonzeroImputer:
+    def fit(cls, counts: Counts, dropout: Dropout, options: FitOptions) -> NonzeroImputer:
         """Fit to the non-zeros of the cells that have counts, or of `MAX_CELLS` drawn from them."""
         settings: Any = options.settings
-        cells = np.flatnonzero(np.diff(counts.indptr) > 0)
+        cells = np.flatnonzero(counts.totals.n_genes)
         status = gene_status(options, cells.size)
         if cells.size < MIN_CELLS:
             logger.info("%d cells have counts, fewer than the %d it takes to train a network", cells.size, MIN_CELLS)
@@ -149,8 +150,8 @@ class NonzeroImputer(Imputer):
         fold_seed, network_seed, draw_seed = np.random.SeedSequence(options.random_state).spawn(3)
         if cells.size > MAX_CELLS:
             cells = np.sort(np.random.default_rng(draw_seed).choice(cells, MAX_CELLS, replace=False))
-        own = counts if cells.size == counts.shape[0] else counts[cells]
-        with progress_bar("cnnImpute", 2 + settings.n_folds, verbose=options.verbose) as bar, single_threaded_blas():
+        own = counts.rows(cells)
+        with progress_bar("Fitting the imputer", 2 + settings.n_folds, unit="steps") as bar, single_threaded_blas():
             return _Fit(own, settings, fold_seed, network_seed).run(status, bar)
 
     @classmethod
@@ -208,7 +209,8 @@ class NonzeroImputer(Imputer):
                 rows = np.arange(start, min(start + size, chunk.size))
                 part = chunk[rows]
                 probability = dropout.block(part)
-                indptr, columns, _ = above_threshold(counts[part], probability, wanted, self.settings.threshold)
+                own = counts[part]
+                indptr, columns, _ = above_threshold(own, probability, wanted, self.settings.threshold)
                 values = _predict_rows(visible, rows, network, self.features, layout, predicted, size)
                 entries = np.repeat(np.arange(rows.size), np.diff(indptr)), columns
                 shape = rows.size, counts.shape[1]
@@ -217,7 +219,10 @@ class NonzeroImputer(Imputer):
                     deviation = sp.csr_array((self._deviation(values[entries], columns), columns, indptr), shape=shape)
                 data = np.expm1(values[entries]).astype(np.float32)
                 yield Imputed(
-                    cells=part, values=sp.csr_array((data, columns, indptr), shape=shape), deviation=deviation
+                    cells=part,
+                    counts=own,
+                    values=sp.csr_array((data, columns, indptr), shape=shape),
+                    deviation=deviation,
                 )
 
     def _network(self, n_targets: int) -> Callable[[list[np.ndarray]], np.ndarray]:

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import scipy.sparse as sp
 
+from ..._progress import progress_bar
 from ..._records import array, array_list
 from ...clustering.profiles import codes_of, mean_profiles, nearest_profiles
 from ...presets import PaperSettings
 from ..backend import set_weights
 from ..base import IMPUTED, NO_INPUTS, NOT_SELECTED, TRAINING_FAILED, Imputed, Imputer
-from ..progress import progress_bar
 from . import inputs
 from .plan import plan_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..._counts import Counts
     from ...dropout import Clusters, Dropout
     from ...presets import Settings
     from ..base import FitOptions
@@ -71,9 +72,9 @@ class PaperImputer(Imputer):
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def fit(cls, counts: sp.csr_array, dropout: Dropout, options: FitOptions) -> PaperImputer:
+    def fit(cls, counts: Counts, dropout: Dropout, options: FitOptions) -> PaperImputer:
         """Train all networks and keep their weights, 44 MB each with the published settings."""
-        imputer, predictions = cls._start(counts, dropout, options, keep_weights=True)
+        imputer, predictions = cls._start(counts.load(), dropout, options, keep_weights=True)
         for _ in predictions:
             pass
         return imputer
@@ -81,14 +82,14 @@ class PaperImputer(Imputer):
     @classmethod
     def fit_predict(
         cls,
-        counts: sp.csr_array,
+        counts: Counts,
         dropout: Dropout,
         options: FitOptions,
         *,
         return_std: bool = False,
     ) -> tuple[PaperImputer, Iterator[Imputed]]:
         """Train and predict network by network, so that the weights of one are held at a time."""
-        return cls._start(counts, dropout, options, keep_weights=False)
+        return cls._start(counts.load(), dropout, options, keep_weights=False)
 
     @classmethod
     def _start(
@@ -139,9 +140,10 @@ class PaperImputer(Imputer):
         """Train cluster by cluster; yields the cells of each and what its networks predict for them."""
         network: Network | None = None
         total = sum(len(plan.subsets) for plan in plans)
-        with progress_bar("cnnImpute networks", total, verbose=options.verbose, unit="network") as bar:
+        with progress_bar("Networks", total, unit="networks") as bar:
             for cluster, (cells, plan) in enumerate(zip(members, plans, strict=True)):
-                values = _network_values(counts[cells], self.settings)
+                own = counts[cells]
+                values = _network_values(own, self.settings)
                 by_gene = values.tocsc()
                 parts = []
                 for number, targets in enumerate(plan.subsets):
@@ -166,7 +168,7 @@ class PaperImputer(Imputer):
                     self.inputs.append(chosen.astype(np.int32))
                     self.weights += weights
                     parts.append((targets, predicted))
-                yield Imputed(cells=cells, values=_join(parts, (cells.size, counts.shape[1])))
+                yield Imputed(cells=cells, counts=own, values=_join(parts, (cells.size, counts.shape[1])))
 
     def predict(
         self,
@@ -186,7 +188,8 @@ class PaperImputer(Imputer):
         network: Network | None = None
         for cluster in np.unique(codes[codes >= 0]):
             cells = np.flatnonzero(codes == cluster)
-            values = _network_values(counts[cells], self.settings)
+            own = counts[cells]
+            values = _network_values(own, self.settings)
             by_gene = values.tocsc()
             parts = []
             for number in np.flatnonzero(self.network_cluster == cluster):
@@ -201,7 +204,7 @@ class PaperImputer(Imputer):
                 with network.lock:
                     set_weights(network.model, self.weights[number * n_weights : (number + 1) * n_weights])
                     parts.append((targets, self._predict(network, values, targets, chosen, missing)[0]))
-            yield Imputed(cells=cells, values=_join(parts, (cells.size, counts.shape[1])))
+            yield Imputed(cells=cells, counts=own, values=_join(parts, (cells.size, counts.shape[1])))
 
     def note_imputed(self, predictions: Iterator[Imputed]) -> Iterator[Imputed]:
         """Pass predictions on: the status is known from the training."""
