@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from .._logging import logger
 from .._matrix import log_normalised
 from .._threads import single_threaded_blas
+from .blocks import map_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,29 +24,79 @@ PERPLEXITY = 30  # of the authors' program, and the default of scikit-learn
 LEARNING_RATE = 50
 
 
-def log_cpm(counts: sp.csr_array) -> sp.csr_array:
-    """log2(CPM + 1) of the genes that have counts, ``(n_cells, n_expressed_genes)`` float32."""
-    genes = np.flatnonzero(counts.sum(axis=0))
-    counts = counts if genes.size == counts.shape[1] else counts[:, genes]
+class Components(NamedTuple):
+    """Principal components.
+
+    Attributes
+    ----------
+    scores
+        ``(n_cells, n_components)`` coordinates of the cells, by falling variance.
+    loadings
+        ``(n_genes, n_components)``.
+    mean
+        ``(n_genes,)`` of the cells.
+    """
+
+    scores: np.ndarray
+    loadings: np.ndarray | sp.csr_array
+    mean: np.ndarray
+
+    def project(self, values: sp.csr_array) -> np.ndarray:
+        """Coordinates of other cells; of the same cells they are `scores`, up to rounding."""
+        with single_threaded_blas():
+            return values @ self.loadings - self.mean @ self.loadings
+
+
+def embed(counts: sp.csr_array, fitted: np.ndarray, *, random_state: int) -> np.ndarray:
+    """Principal components of log2(CPM + 1), fitted on some cells; the others are projected onto them.
+
+    Parameters
+    ----------
+    counts
+        ``(n_cells, n_genes)``, canonical, without stored zeros.
+    fitted
+        Positions of the cells to fit, rising. All must have counts.
+    random_state
+        As in :func:`principal_components`.
+
+    Returns
+    -------
+    ``(n_cells, n_components)`` float32; NaN for cells without counts. Genes without counts in the fitted cells are left
+    out.
+    """
+    sample = counts if fitted.size == counts.shape[0] else counts[fitted]
+    genes = np.flatnonzero(sample.sum(axis=0))
+    components = principal_components(log_cpm(sample, genes), random_state=random_state)
+    points = np.full((counts.shape[0], components.scores.shape[1]), np.nan, dtype=np.float32)
+    points[fitted] = components.scores
+
+    def project(cells: np.ndarray) -> None:
+        points[cells] = components.project(log_cpm(counts[cells], genes))
+
+    map_blocks(project, np.setdiff1d(np.flatnonzero(np.diff(counts.indptr)), fitted, assume_unique=True))
+    return points
+
+
+def log_cpm(counts: sp.csr_array, genes: np.ndarray) -> sp.csr_array:
+    """log2(CPM + 1) of some genes, ``(n_cells, genes.size)`` float32; the counts of all genes make up the million."""
     logged = log_normalised(counts.astype(np.float32, copy=False), TARGET_SUM)
     logged.data /= np.log(2)
-    return logged
+    return logged if genes.size == counts.shape[1] else logged[:, genes]
 
 
-def principal_components(values: sp.csr_array, *, random_state: int) -> np.ndarray:
-    """The first principal components of the cells, by falling variance.
+def principal_components(values: sp.csr_array, *, random_state: int) -> Components:
+    """The first ``min(50, n_cells - 1, n_genes - 1)`` principal components, in the dtype of the values.
 
     Parameters
     ----------
     values
-        ``(n_cells, n_genes)``.
+        ``(n_cells, n_genes)``. If there is one row or one column, the scores are the dense values themselves.
     random_state
         Seed of the starting vector and of the restarts of ARPACK.
 
     Returns
     -------
-    ``(n_cells, min(50, n_cells - 1, n_genes - 1))`` in the dtype of `values`, or the dense values themselves if they
-    have one row or one column. Components that are rounding errors are 0.
+    Scores, loadings and mean. Components that are rounding errors are 0.
 
     Notes
     -----
@@ -54,14 +105,16 @@ def principal_components(values: sp.csr_array, *, random_state: int) -> np.ndarr
     are independent. SciPy can from 1.17 on.
     """
     n_components = min(N_COMPONENTS, min(values.shape) - 1)
+    n_genes = values.shape[1]
     if n_components < 1:
-        return values.toarray()
+        identity = sp.csr_array(sp.eye_array(n_genes, dtype=values.dtype))
+        return Components(values.toarray(), identity, np.zeros(n_genes, dtype=values.dtype))
     with single_threaded_blas():
         return _truncated_svd(values, n_components, random_state)
 
 
-def _truncated_svd(values: sp.csr_array, n_components: int, random_state: int) -> np.ndarray:
-    """Left singular vectors of the centred values, times the singular values."""
+def _truncated_svd(values: sp.csr_array, n_components: int, random_state: int) -> Components:
+    """Scores are the left singular vectors of the centred values times the singular values, loadings the right ones."""
     from scipy.linalg import svd
     from scipy.sparse.linalg import LinearOperator, eigsh
     from sklearn.utils.extmath import svd_flip
@@ -74,7 +127,8 @@ def _truncated_svd(values: sp.csr_array, n_components: int, random_state: int) -
     rounding = np.finfo(values.dtype).eps * np.sqrt(max(values.shape))
     negligible = rounding * np.linalg.norm(values.data.astype(np.float64))
     if np.sqrt(variance.sum(dtype=np.float64) * values.shape[0]) <= negligible:
-        return np.zeros((values.shape[0], n_components), dtype=values.dtype)
+        scores, loadings = (np.zeros((n, n_components), dtype=values.dtype) for n in values.shape)
+        return Components(scores, loadings, mean)
 
     def multiply(x: np.ndarray) -> np.ndarray:
         return matrix @ x - mean[None, :] @ x
@@ -94,8 +148,9 @@ def _truncated_svd(values: sp.csr_array, n_components: int, random_state: int) -
     # By rising variance in the product: its last bits depend on the order of the columns.
     left, right = left[:, ::-1], vectors @ right[::-1].T
     scores, loadings = (right, left) if wide else (left, right)
-    scores, _ = svd_flip(scores[:, ::-1], loadings[:, ::-1].T, u_based_decision=False)
-    return scores * np.where(singular > negligible, singular, 0)
+    scores, transposed_loadings = svd_flip(scores[:, ::-1], loadings[:, ::-1].T, u_based_decision=False)
+    kept = singular > negligible
+    return Components(scores * np.where(kept, singular, 0), transposed_loadings.T * kept, mean)
 
 
 def _seeded_restarts(solver: Callable, random_state: int) -> dict[str, int]:

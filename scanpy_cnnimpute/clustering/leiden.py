@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from .._threads import single_threaded_pool
+from .blocks import map_blocks
 
 N_NEIGHBORS = 10  # of a point, itself among them; of 10, 15 and 20 the purest clusters on ten labelled data sets
 MIN_JACCARD = 1 / 15  # of an edge: prune.SNN of Seurat
 N_ITERATIONS = 2  # default of leidenalg; iterating to convergence gave the same agreement on these data sets
-SEARCH_CELLS = 2_560  # searched for by one thread at a time: ten of the chunks that scikit-learn works in
 
 
 def leiden(points: np.ndarray, *, resolution: float, random_state: int) -> np.ndarray:
@@ -58,9 +57,8 @@ def shared_neighbors(points: np.ndarray) -> sp.csr_array:
 
     n_neighbors = min(N_NEIGHBORS, points.shape[0])
     search = NearestNeighbors(n_neighbors=n_neighbors).fit(points)
-    parts = [points[start : start + SEARCH_CELLS] for start in range(0, points.shape[0], SEARCH_CELLS)]
-    with single_threaded_pool() as pool:
-        nearest = sp.csr_array(sp.vstack(list(pool.map(search.kneighbors_graph, parts)), format="csr"))
+    graphs = map_blocks(lambda cells: search.kneighbors_graph(points[cells]), np.arange(points.shape[0]))
+    nearest = sp.csr_array(sp.vstack(graphs, format="csr"))
     shared = nearest @ nearest.T
     shared.data /= 2 * n_neighbors - shared.data
     shared.data[shared.data < MIN_JACCARD] = 0.0

@@ -1,4 +1,4 @@
-"""The three ways to cluster cells: which coordinates, which algorithm."""
+"""The three ways to cluster cells: which coordinates, which algorithm, and what of many cells is clustered."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 
 from .._checks import check_choice, check_number, check_seed
 from .._logging import logger
+from .assignment import N_VOTERS, majority_labels
 from .density_peaks import adaptive_density_peaks
-from .embedding import log_cpm, principal_components, tsne
+from .embedding import embed, tsne
 from .kmeans import kmeans
 from .leiden import leiden
 
@@ -23,21 +24,31 @@ if TYPE_CHECKING:
 Method = Literal["adp", "leiden", "kmeans"]
 
 MIN_CELLS = 10  # as many as Leiden takes for the neighbours of one cell; fewer cells are one cluster
+# Of more cells, a random draw is clustered and the others are assigned: the time of the exact search for neighbours
+# grows with the square of the cells.
+MAX_CELLS = 20_000
+DRAWN_CELLS: dict[Method, int] = {"leiden": MAX_CELLS, "kmeans": MAX_CELLS, "adp": 5_000}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clustering:
-    """Clusters of points.
+    """Clusters of cells.
 
     Attributes
     ----------
     labels
-        ``(n_points,)`` int64 from 0 without gaps.
+        ``(n_cells,)`` int64 from 0 without gaps; -1 for cells without counts.
+    coordinates
+        ``(n_cells, n_dimensions)``; NaN for cells without counts, and t-SNE for cells that were assigned.
+    clustered
+        Positions of the cells that were clustered, rising. The others were assigned.
     peaks
-        The density peaks that k-means started from, for ``"adp"``.
+        The density peaks of these cells that k-means started from, for ``"adp"``.
     """
 
     labels: NDArray[np.int64]
+    coordinates: NDArray
+    clustered: NDArray[np.int64]
     peaks: DensityPeaks | None = None
 
 
@@ -76,34 +87,79 @@ class Clusterer:
             del settings["resolution"]
         return settings
 
-    def embed(self, counts: sp.csr_array) -> np.ndarray:
-        """Coordinates of cells with counts: principal components, and for ``"adp"`` their t-SNE."""
-        components = principal_components(log_cpm(counts), random_state=self.random_state)
-        if self.method != "adp" or len(components) < MIN_CELLS or _all_equal(components):
-            return components
-        return tsne(components, random_state=self.random_state)
+    def cluster_counts(self, counts: sp.csr_array) -> Clustering:
+        """Clusters of the cells that have counts, by principal components, for ``"adp"`` by their t-SNE.
 
-    def cluster(self, points: np.ndarray) -> Clustering:
-        """Clusters of points; one cluster if the points are fewer than ten or all equal."""
-        n_points = len(points)
-        if n_points == 0:
+        Raises
+        ------
+        ValueError
+            If no cell has counts, or `n_clusters` is more than the cells to cluster.
+        """
+        cells = np.flatnonzero(np.diff(counts.indptr))
+        if cells.size == 0:
+            msg = "No cell has any counts: there is nothing to cluster."
+            raise ValueError(msg)
+        clustered = self._draw(cells)
+        components = embed(counts, clustered, random_state=self.random_state)
+        points = components[clustered]
+        coordinates = components
+        if self.method == "adp" and len(points) >= MIN_CELLS and not _all_equal(points):
+            points = tsne(points, random_state=self.random_state)
+            coordinates = np.full((counts.shape[0], points.shape[1]), np.nan, dtype=points.dtype)
+            coordinates[clustered] = points
+        labels, peaks = self._cluster(points)
+        labels = majority_labels(components, clustered, labels)
+        return Clustering(labels=labels, coordinates=coordinates, clustered=clustered, peaks=peaks)
+
+    def cluster_points(self, points: np.ndarray) -> Clustering:
+        """Clusters of points without NaN.
+
+        Raises
+        ------
+        ValueError
+            If there is no point, or `n_clusters` is more than the points to cluster.
+        """
+        if len(points) == 0:
             msg = "No cell has coordinates: there is nothing to cluster."
             raise ValueError(msg)
+        clustered = self._draw(np.arange(len(points)))
+        # The memory layout of the points stays if all are clustered: sums depend on it in the last bit.
+        labels, peaks = self._cluster(points if clustered.size == len(points) else points[clustered])
+        labels = majority_labels(points, clustered, labels)
+        return Clustering(labels=labels, coordinates=points, clustered=clustered, peaks=peaks)
+
+    def _draw(self, cells: np.ndarray) -> np.ndarray:
+        """The cells to cluster, rising: all, or a random draw of many."""
+        if cells.size <= MAX_CELLS:
+            return cells
+        n_drawn = DRAWN_CELLS[self.method]
+        logger.info(
+            "tl.cluster: more than %d cells: clusters are found in %d of the %d, drawn at random; each other cell gets "
+            "the cluster of most of its %d nearest drawn cells",
+            MAX_CELLS,
+            n_drawn,
+            cells.size,
+            N_VOTERS,
+        )
+        return np.sort(np.random.default_rng(self.random_state).choice(cells, n_drawn, replace=False))
+
+    def _cluster(self, points: np.ndarray) -> tuple[np.ndarray, DensityPeaks | None]:
+        """Labels, and density peaks for ``"adp"``; one cluster if the points are fewer than ten or all equal."""
+        n_points = len(points)
         if self.n_clusters is not None and self.n_clusters > n_points:
             msg = f"n_clusters={self.n_clusters} is more than the {n_points} cells to cluster."
             raise ValueError(msg)
         if self.n_clusters == 1 or (n_points < MIN_CELLS and self.method != "kmeans") or _all_equal(points):
             logger.info("tl.cluster: %d cells are one cluster", n_points)
-            return Clustering(labels=np.zeros(n_points, dtype=np.int64))
+            return np.zeros(n_points, dtype=np.int64), None
         if self.method == "leiden":
-            return Clustering(labels=leiden(points, resolution=self.resolution, random_state=self.random_state))
+            return leiden(points, resolution=self.resolution, random_state=self.random_state), None
         if self.n_clusters is not None and self.method == "kmeans":
-            return Clustering(labels=kmeans(points, n_clusters=self.n_clusters, random_state=self.random_state))
+            return kmeans(points, n_clusters=self.n_clusters, random_state=self.random_state), None
         tried = {} if self.n_clusters is None else {"n_clusters": [self.n_clusters]}
         peaks = adaptive_density_peaks(points, **tried)
         centers = points[peaks.centers]
-        labels = kmeans(points, n_clusters=len(centers), centers=centers, random_state=self.random_state)
-        return Clustering(labels=labels, peaks=peaks)
+        return kmeans(points, n_clusters=len(centers), centers=centers, random_state=self.random_state), peaks
 
 
 def _all_equal(points: np.ndarray) -> bool:

@@ -120,54 +120,41 @@ def _cluster_and_write(
     keys = [("obs", key_added)] + ([("obsm", obsm_key)] if use_rep is None else [])
     results = Results(adata, function="tl.cluster", key=key_added, keys=keys)
     if isinstance(source, str):
-        points, used = obsm_points(adata, source), np.ones(adata.n_obs, dtype=bool)
+        clustering = clusterer.cluster_points(obsm_points(adata, source))
     else:
-        used = _cells_with_counts(source)
-        points = clusterer.embed(source if used.all() else source[used])
-        results.add("obsm", obsm_key, _for_all_cells(points.astype(np.float32, copy=False), used))
-    clustering = clusterer.cluster(points)
-    results.add("obs", key_added, _categorical(clustering.labels, used))
+        clustering = clusterer.cluster_counts(source)
+        results.add("obsm", obsm_key, clustering.coordinates.astype(np.float32, copy=False))
+    results.add("obs", key_added, _categorical(clustering.labels))
     results.write(
-        _density_peak_record(clustering, used, adata.obs_names),
+        _density_peak_record(clustering, adata.obs_names),
         {**clusterer.params(), "layer": layer, "use_rep": use_rep},
     )
-    _log_sizes(np.bincount(clustering.labels))
+    _log_sizes(np.bincount(clustering.labels[clustering.labels >= 0]))
 
 
-def _cells_with_counts(counts: sp.csr_array) -> np.ndarray:
-    used = np.asarray(counts.sum(axis=1)).ravel() > 0
-    if not used.any():
-        msg = "No cell has any counts: there is nothing to cluster."
-        raise ValueError(msg)
-    return used
-
-
-def _for_all_cells(values: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Values of the clustered cells, NaN for the others."""
-    out = np.full((used.size, *values.shape[1:]), np.nan, dtype=values.dtype)
-    out[used] = values
-    return out
-
-
-def _categorical(labels: np.ndarray, used: np.ndarray) -> pd.Categorical:
+def _categorical(labels: np.ndarray) -> pd.Categorical:
     """Clusters as text. Not a Series: pandas would align it by cell names, which need not be unique."""
-    codes = np.full(used.size, -1)
-    codes[used] = labels
-    return pd.Categorical.from_codes(codes, categories=[str(label) for label in range(labels.max() + 1)])
+    return pd.Categorical.from_codes(labels, categories=[str(label) for label in range(labels.max() + 1)])
 
 
-def _density_peak_record(clustering: Clustering, used: np.ndarray, cells: pd.Index) -> dict[str, Any]:
+def _density_peak_record(clustering: Clustering, cells: pd.Index) -> dict[str, Any]:
     peaks = clustering.peaks
     if peaks is None:
         return {}
+
+    def of_all_cells(values: np.ndarray) -> np.ndarray:
+        out = np.full(cells.size, np.nan)
+        out[clustering.clustered] = values
+        return out
+
     tested = pd.DataFrame(peaks.tested)
     return {
-        "centers": np.asarray(cells[np.flatnonzero(used)[peaks.centers]], dtype=str),
+        "centers": np.asarray(cells[clustering.clustered[peaks.centers]], dtype=str),
         "bandwidth": peaks.bandwidth,
         "silhouette": peaks.silhouette,
         "tested": tested.set_axis(tested.index.astype(str)),
-        "density": _for_all_cells(peaks.density, used),
-        "separation": _for_all_cells(peaks.separation, used),
+        "density": of_all_cells(peaks.density),
+        "separation": of_all_cells(peaks.separation),
     }
 
 

@@ -109,7 +109,7 @@ def eval_clusters(
         points = {f"obsm:{key}": obsm_points(adata, key) for key in representations}
         matrices = layer_matrices(adata, names, caller="tl.eval_clusters")
         clusters |= {name: _cluster_counts(matrix, clusterer) for name, matrix in matrices.items()}
-        clusters |= {name: clusterer.cluster(coordinates).labels for name, coordinates in points.items()}
+        clusters |= {name: clusterer.cluster_points(coordinates).labels for name, coordinates in points.items()}
         params |= clusterer.params()
 
     rows = {name: _judge(labels, codes, name, label_key) for name, codes in clusters.items()}
@@ -137,11 +137,7 @@ def _label_codes(adata: AnnData, label_key: str) -> np.ndarray:
 
 def _cluster_counts(counts: csr_array, clusterer: Clusterer) -> np.ndarray:
     """Cluster of every cell, -1 for cells without counts."""
-    used = np.asarray(counts.sum(axis=1)).ravel() > 0
-    labels = np.full(used.size, -1)
-    if used.any():
-        labels[used] = clusterer.cluster(clusterer.embed(counts if used.all() else counts[used])).labels
-    return labels
+    return clusterer.cluster_counts(counts).labels if counts.nnz else np.full(counts.shape[0], -1)
 
 
 def _judge(labels: np.ndarray, clusters: np.ndarray, name: str, label_key: str) -> dict[str, float | int]:
