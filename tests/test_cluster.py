@@ -21,9 +21,11 @@ from helpers import DATA, assert_only_added, dense, simulate
 from scipy.sparse.linalg import eigsh
 
 import scanpy_cnnimpute as scnn
-from scanpy_cnnimpute import clustering
+from scanpy_cnnimpute import clustering, metrics
 from scanpy_cnnimpute._matrix import log_normalised
 from scanpy_cnnimpute._threads import single_threaded_blas
+from scanpy_cnnimpute.clustering import Clusterer, blocks, methods
+from scanpy_cnnimpute.clustering.assignment import majority_labels
 from scanpy_cnnimpute.clustering.embedding import embed, log_cpm, principal_components
 from scanpy_cnnimpute.clustering.kmeans import kmeans
 from scanpy_cnnimpute.clustering.leiden import leiden, shared_neighbors
@@ -313,9 +315,107 @@ def test_refusals(adata: ad.AnnData) -> None:
         scnn.tl.cluster(empty)
 
 
+@pytest.fixture
+def small_draw(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Draws of 120 cells from more than 150, in blocks of 64; returns the number of drawn cells."""
+    monkeypatch.setattr(methods, "MAX_CELLS", 150)
+    monkeypatch.setattr(methods, "DRAWN_CELLS", dict.fromkeys(methods.DRAWN_CELLS, 120))
+    monkeypatch.setattr(blocks, "BLOCK_CELLS", 64)
+    return 120
+
+
+@pytest.mark.parametrize(("method", "n_clusters"), METHODS)
+def test_many_cells_get_the_clusters_of_a_draw(
+    method: str, n_clusters: int | None, small_draw: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    adata = simulate(400, 400, activity_shape=50)
+    x = adata.X.toarray()
+    x[[3, 70]] = 0
+    adata.X = sp.csr_matrix(x)
+    with caplog.at_level(logging.INFO, "scanpy_cnnimpute"):
+        scnn.tl.cluster(adata, method=method, n_clusters=n_clusters)
+    assert any("found in 120 of the 398, drawn at random" in message for message in caplog.messages)
+    found = adata.obs["cnn_cluster"]
+    assert np.flatnonzero(found.isna()).tolist() == [3, 70]
+    filled = found.notna().to_numpy()
+    assert metrics.purity(adata.obs["type"][filled], found[filled]) > 0.95
+    # The drawn cells have the clusters and coordinates that they have alone.
+    drawn = Clusterer(method=method, n_clusters=n_clusters).cluster_counts(sp.csr_array(x)).clustered
+    assert drawn.size == small_draw
+    alone = adata[drawn].copy()
+    scnn.tl.cluster(alone, method=method, n_clusters=n_clusters)
+    assert alone.obs["cnn_cluster"].tolist() == found.iloc[drawn].tolist()
+    key = "X_cnn_tsne" if method == "adp" else "X_cnn_pca"
+    np.testing.assert_array_equal(adata.obsm[key][drawn], alone.obsm[key])
+    with_coordinates = np.isfinite(adata.obsm[key]).all(axis=1)
+    assert np.flatnonzero(with_coordinates).tolist() == (drawn if method == "adp" else np.flatnonzero(filled)).tolist()
+    if method == "adp":
+        record = adata.uns["cnn_cluster"]
+        np.testing.assert_array_equal(np.flatnonzero(~np.isnan(record["density"])), drawn)
+        assert record["centers"].tolist() == alone.uns["cnn_cluster"]["centers"].tolist()
+
+
+@pytest.mark.parametrize(("method", "n_clusters"), METHODS)
+def test_many_points_get_the_clusters_of_a_draw(method: str, n_clusters: int | None, small_draw: int) -> None:
+    types = np.arange(300) % 2
+    points = np.random.default_rng(0).normal(size=(300, 3)) + 20 * types[:, None]
+    clusterer = Clusterer(method=method, n_clusters=n_clusters, resolution=0.1)
+    found = clusterer.cluster_points(points)
+    assert found.clustered.size == small_draw
+    assert metrics.adjusted_rand_index(types, found.labels) == 1
+    np.testing.assert_array_equal(
+        found.labels[found.clustered], clusterer.cluster_points(points[found.clustered]).labels
+    )
+    other = Clusterer(method=method, n_clusters=n_clusters, random_state=2).cluster_points(points)
+    assert other.clustered.tolist() != found.clustered.tolist()
+
+
+@pytest.mark.usefixtures("small_draw")
+def test_clusters_of_more_than_the_drawn_cells_are_refused() -> None:
+    adata = simulate(200, 50)
+    with pytest.raises(ValueError, match="n_clusters=121 is more than the 120 cells to cluster"):
+        scnn.tl.cluster(adata, method="kmeans", n_clusters=121)
+
+
+@pytest.mark.parametrize("n_genes", [1, 30, 600])
+def test_projection_is_that_of_the_fitted_cells(n_genes: int) -> None:
+    counts = sp.csr_array(scnn.datasets.five_cell_lines().X[:120, :n_genes])
+    counts = counts[np.diff(counts.indptr) > 0]
+    n = counts.shape[0]
+    points = embed(
+        sp.csr_array(sp.vstack([counts, counts, sp.csr_array(counts.shape, dtype=counts.dtype)])),
+        np.arange(n),
+        random_state=1,
+    )
+    # float32, in which the components went through an eigenvalue and a singular value decomposition
+    np.testing.assert_allclose(points[n : 2 * n], points[:n], atol=1e-4 * np.abs(points[:n]).max())
+    assert np.isnan(points[2 * n :]).all()
+
+
+def test_projection_counts_genes_that_no_fitted_cell_has() -> None:
+    # They have no loadings, but they are part of the million.
+    counts = sp.csr_array(np.array([[1, 3, 0], [3, 1, 0], [2, 2, 0], [1, 3, 4], [0, 0, 5]], dtype=np.float32))
+    points = embed(counts, np.arange(3), random_state=1)
+    logged = np.log2(1e6 * counts.toarray() / counts.sum(axis=1)[:, None] + 1)[:, :2]
+    centred = logged - logged[:3].mean(axis=0)
+    axis = np.linalg.svd(centred[:3])[2][0]
+    expected = centred @ axis
+    np.testing.assert_allclose(points[:, 0] * np.sign(points[0, 0] * expected[0]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_majority_labels_by_hand() -> None:
+    # Five clustered points, all of which vote: of the clusters with two votes, that of the nearest point counts.
+    points = np.array([0.0, 1.0, 2.0, 3.0, 4.0, -1.0, 5.0, np.nan])[:, None]
+    labels = np.array([0, 0, 2, 1, 1])
+    assert majority_labels(points, np.arange(5), labels).tolist() == [*labels, 0, 1, -1]
+    labels = np.array([0, 0, 1, 1, 1])
+    assert majority_labels(points, np.arange(5), labels).tolist() == [*labels, 1, 1, -1]
+
+
 HASH = """
 import hashlib, sys
 import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute.clustering import blocks, methods
 adata = scnn.datasets.five_cell_lines()[::2].copy()
 digest = hashlib.sha256()
 for method in ("adp", "leiden"):
@@ -326,6 +426,11 @@ digest.update(adata.obsm["X_leiden_pca"].tobytes())
 for model in ("gamma_normal", "calibrated"):
     scnn.pp.dropout_prob(adata, model=model, cluster_key="adp")
     digest.update(adata.layers["dropout_prob"].tobytes())
+methods.MAX_CELLS, blocks.BLOCK_CELLS = 100, 16
+methods.DRAWN_CELLS = dict.fromkeys(methods.DRAWN_CELLS, 60)
+scnn.tl.cluster(adata, key_added="drawn")
+digest.update(adata.obs["drawn"].cat.codes.to_numpy().tobytes())
+digest.update(adata.obsm["X_drawn_pca"].tobytes())
 print(digest.hexdigest())
 """
 

@@ -25,8 +25,9 @@ Method = Literal["adp", "leiden", "kmeans"]
 
 MIN_CELLS = 10  # as many as Leiden takes for the neighbours of one cell; fewer cells are one cluster
 # Of more cells, a random draw is clustered and the others are assigned: the time of the exact search for neighbours
-# grows with the square of the cells.
+# grows with the square of the cells, and takes seconds up to here.
 MAX_CELLS = 20_000
+# For "adp", t-SNE in three dimensions takes a core a minute or two for 5,000 cells and many times as long for 20,000.
 DRAWN_CELLS: dict[Method, int] = {"leiden": MAX_CELLS, "kmeans": MAX_CELLS, "adp": 5_000}
 
 

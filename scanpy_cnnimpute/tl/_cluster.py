@@ -53,7 +53,7 @@ def cluster(
     resolution
         Resolution of ``"leiden"``; larger values give more clusters.
     random_state
-        Seed of PCA, t-SNE, k-means and Leiden. NumPy's and Python's global random states are left alone.
+        Seed of the draw, PCA, t-SNE, k-means and Leiden. NumPy's and Python's global random states are left alone.
     key_added
         Key of the results.
     copy
@@ -64,16 +64,16 @@ def cluster(
     ``None``, or the copy if ``copy=True``. Writes
 
     ``.obs[key_added]``
-        Categorical: ``"0"``, ``"1"``, ...; missing for cells without counts. Leiden's ``"0"`` is the largest cluster.
-        Fewer than ten cells, and cells that are all equal, are one cluster.
+        Categorical: ``"0"``, ``"1"``, ...; missing for cells without counts. Leiden's ``"0"`` is the largest cluster,
+        of many cells the largest in the draw. Fewer than ten cells, and cells that are all equal, are one cluster.
     ``.obsm["X_cnn_tsne"]``, ``.obsm["X_cnn_pca"]``
         float32, ``(n_obs, 3)`` t-SNE for ``"adp"``, ``(n_obs, <= 50)`` principal components otherwise; NaN for cells
-        without counts. Not written with `use_rep`. With another `key_added`: ``X_{key_added}_tsne`` and
-        ``X_{key_added}_pca``.
+        without counts. Of many cells, t-SNE is NaN for those that were not drawn. Not written with `use_rep`. With
+        another `key_added`: ``X_{key_added}_tsne`` and ``X_{key_added}_pca``.
     ``.uns[key_added]``
         ``params`` and ``written``, the keys that this call wrote. For ``"adp"`` also ``density`` and ``separation``
-        (float64, one per cell), ``centers`` (cell names), ``bandwidth``, ``silhouette`` and ``tested``, a DataFrame
-        with every combination that was tried.
+        (float64, one per cell; NaN where t-SNE is NaN), ``centers`` (cell names), ``bandwidth``, ``silhouette`` and
+        ``tested``, a DataFrame with every combination that was tried.
 
     Raises
     ------
@@ -84,7 +84,14 @@ def cluster(
 
     Notes
     -----
-    The clusters do not depend on the number of threads: BLAS and OpenMP run on one.
+    Many cells: if more than 20,000 cells have counts, principal components and clusters are found in a random draw of
+    20,000 of them (5,000 for ``"adp"``, whose t-SNE is slow). The other cells are projected onto these components, and
+    get the cluster of most of their five nearest drawn cells; with `use_rep`, the nearest in the given coordinates,
+    and density and separation are NaN for cells that were not drawn.
+    Memory beyond the counts and the coordinates is that of the draw and of blocks of cells. A draw holds fewer cells of
+    a rare type, which may then not be a cluster of its own.
+
+    The clusters do not depend on the number of threads: BLAS and OpenMP run on one in each.
 
     Leiden: Traag, Waltman & van Eck, Sci Rep 9 (2019). Density peaks: Wang & Xu, Stat Methods Med Res 26 (2017).
 
