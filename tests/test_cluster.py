@@ -404,12 +404,12 @@ def test_projection_counts_genes_that_no_fitted_cell_has() -> None:
 
 
 def test_majority_labels_by_hand() -> None:
-    # Five clustered points, all of which vote: of the clusters with two votes, that of the nearest point counts.
-    points = np.array([0.0, 1.0, 2.0, 3.0, 4.0, -1.0, 5.0, np.nan])[:, None]
-    labels = np.array([0, 0, 2, 1, 1])
-    assert majority_labels(points, np.arange(5), labels).tolist() == [*labels, 0, 1, -1]
-    labels = np.array([0, 0, 1, 1, 1])
-    assert majority_labels(points, np.arange(5), labels).tolist() == [*labels, 1, 1, -1]
+    # Ten clustered points, all of which vote: of the clusters with four votes, that of the nearest point counts.
+    points = np.array([*range(10), -1.0, 11.0, np.nan])[:, None]
+    labels = np.array([0, 0, 0, 0, 2, 2, 1, 1, 1, 1])
+    assert majority_labels(points, np.arange(10), labels).tolist() == [*labels, 0, 1, -1]
+    labels = np.array([0, 0, 0, 1, 2, 2, 1, 1, 1, 1])
+    assert majority_labels(points, np.arange(10), labels).tolist() == [*labels, 1, 1, -1]
 
 
 HASH = """

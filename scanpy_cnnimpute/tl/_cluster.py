@@ -86,7 +86,7 @@ def cluster(
     -----
     Many cells: if more than 20,000 cells have counts, principal components and clusters are found in a random draw of
     20,000 of them (5,000 for ``"adp"``, whose t-SNE is slow). The other cells are projected onto these components, and
-    get the cluster of most of their five nearest drawn cells; with `use_rep`, the nearest in the given coordinates,
+    get the cluster of most of their ten nearest drawn cells; with `use_rep`, the nearest in the given coordinates,
     and density and separation are NaN for cells that were not drawn.
     Memory beyond the counts and the coordinates is that of the draw and of blocks of cells. A draw holds fewer cells of
     a rare type, which may then not be a cluster of its own.
