@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from types import ModuleType
 
     import pandas as pd
@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("input", type=Path, help="h5ad or zarr file with raw counts")
         sub.add_argument("output", type=Path, help="h5ad or zarr file to write")
         sub.add_argument("--force", action="store_true", help="replace an existing file")
-        _mirror(sub, function)
+        if name == "impute":
+            _add_large_data(sub)
+        _mirror(sub, function, ["mask_var"] if name == "impute" else [])
 
     sub = command("evaluate", _evaluate, _summary(tl.eval_clusters))
     sub.add_argument("input", type=Path, help="h5ad or zarr file")
@@ -118,11 +120,44 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _mirror(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
+def _add_large_data(parser: argparse.ArgumentParser) -> None:
+    """Options for data that do not fit into memory."""
+    group = parser.add_argument_group("large data")
+    group.add_argument(
+        "--memory-limit",
+        type=_bytes,
+        metavar="SIZE",
+        help="such as 4GB: data that need more are read and written block by block, in about 2 GB (default: half of "
+        "this machine's memory)",
+    )
+    group.add_argument(
+        "--dtype", choices=("float32", "float16"), help="of the layers; float16 layers are dense (default: float32)"
+    )
+    group.add_argument(
+        "--genes",
+        metavar="FILE|COLUMN",
+        help="genes to impute: a text file with a name on each line, or a column of var",
+    )
+    group.add_argument("--workers", type=int, metavar="N", help="processes of Dask that impute blocks at the same time")
+    group.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers see the same files")
+    group.add_argument("--restart", action="store_true", help="forget what an interrupted run has finished")
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes, such as 4GB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", text.strip().upper())
+    if found is None:
+        msg = f"{text!r} is no size: a number with KB, MB, GB or TB"
+        raise argparse.ArgumentTypeError(msg)
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix or " "))
+
+
+def _mirror(parser: argparse.ArgumentParser, function: Callable[..., Any], unmirrored: Collection[str] = ()) -> None:
     """Add an option for every keyword of the function, with its default and its description."""
     descriptions = _descriptions(function)
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is not parameter.KEYWORD_ONLY or name in {"copy", "verbose"}:
+        if parameter.kind is not parameter.KEYWORD_ONLY or name in {"copy", "verbose", *unmirrored}:
             continue
         options = {"help": descriptions[name].replace("%", "%%"), "default": parameter.default}
         if parameter.default is inspect.Parameter.empty:
@@ -173,18 +208,93 @@ def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
 def _keywords(options: argparse.Namespace) -> dict[str, Any]:
     """The options that stand for keywords of the function."""
     own = {"run", "quiet", "input", "output", "force", "csv"}
+    own |= {"memory_limit", "dtype", "genes", "workers", "scheduler", "restart"}
     return {name: value for name, value in vars(options).items() if name not in own}
 
 
 def _impute(options: argparse.Namespace) -> None:
     from . import pp
     from ._anndata import files
+    from ._streaming import as_dtype, check_dtype, written_layers
+    from .pp._cnn_impute import DEFAULT_KEYS
 
     _check_output(options)
+    if _is_streamed(options):
+        _impute_by_blocks(options)
+        return
     adata = files.read(options.input)
+    check_dtype(adata, options.layer, options.dtype)
+    keywords = _keywords(options) | {"mask_var": _selected_genes(options, adata.var)}
+    keywords["key_added"] = keywords["key_added"] or DEFAULT_KEYS[options.entries]
     _start_keras(options.n_jobs)
-    pp.cnn_impute(adata, **_keywords(options), verbose=not options.quiet)
+    pp.cnn_impute(adata, **keywords, verbose=not options.quiet)
+    for name in written_layers(keywords):
+        if name in adata.layers:
+            adata.layers[name] = as_dtype(adata.layers[name], options.dtype)
     files.write(adata, options.output, force=options.force)
+
+
+def _is_streamed(options: argparse.Namespace) -> bool:
+    """Whether the data are imputed block by block: they do not fit into memory, or blocks are asked for."""
+    from ._anndata import files
+    from ._streaming import bytes_in_memory, memory_of_machine
+
+    files.check_input(options.input)
+    needed = bytes_in_memory(options.input, options.layer)
+    limit = options.memory_limit or memory_of_machine() // 2
+    by_dask = options.workers is not None or options.scheduler is not None
+    if needed <= limit and not by_dask:
+        return False
+    if options.preset == "paper":
+        msg = (
+            f"preset='paper' reads all counts at once: up to {needed / 1e9:.1f} GB, of which --memory-limit permits "
+            f"{limit / 1e9:.1f} GB, in one process. Raise it, or take preset='default'."
+        )
+        raise ValueError(msg)
+    if needed > limit:
+        text = "%s may need %.1f GB, more than --memory-limit (%.1f GB): it is read and written block by block"
+        logging.getLogger("scanpy_cnnimpute").info(text, options.input, needed / 1e9, limit / 1e9)
+    return True
+
+
+def _impute_by_blocks(options: argparse.Namespace) -> None:
+    from ._anndata import files, stores
+    from ._streaming import Job, impute_file
+    from .pp._cnn_impute import DEFAULT_KEYS
+
+    with stores.opened(options.input) as group:
+        genes = _selected_genes(options, stores.without_matrices(group).var)
+    keywords = _keywords(options) | {"mask_var": genes if genes is None or isinstance(genes, str) else genes.tolist()}
+    keywords["key_added"] = keywords["key_added"] or DEFAULT_KEYS[options.entries]
+    _start_keras(options.n_jobs)
+    impute_file(
+        Job(
+            source=options.input.resolve(),
+            target=files.check_output(options.output, force=options.force),
+            keywords=keywords,
+            dtype=options.dtype,
+        ),
+        restart=options.restart,
+        workers=options.workers,
+        scheduler=options.scheduler,
+        verbose=not options.quiet,
+    )
+
+
+def _selected_genes(options: argparse.Namespace, var: pd.DataFrame) -> Any:
+    """The column of `var`, or the genes of the file, that ``--genes`` names; None for all."""
+    if options.genes is None or options.genes in var:
+        return options.genes
+    path = Path(options.genes)
+    if not path.is_file():
+        msg = f"--genes {options.genes} is neither a column of var nor a file. Columns: {list(var.columns)}."
+        raise KeyError(msg)
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    unknown = [name for name in names if name not in var.index]
+    if unknown:
+        msg = f"{path}: {len(unknown)} of {len(names)} names are no genes of the input, such as {unknown[:3]}."
+        raise ValueError(msg)
+    return var.index.isin(names)
 
 
 def _dropout(options: argparse.Namespace) -> None:

@@ -132,12 +132,11 @@ class Counts(ABC):
         """
         if isinstance(matrix, Counts):
             return matrix
-        kind = f"{type(matrix).__module__.split('.')[0]}.{type(matrix).__name__}"
-        if kind.startswith("dask.") or hasattr(matrix, "__dask_graph__"):
+        if is_dask(matrix):
             return DaskCounts(matrix, where)
-        if kind in {"anndata._CSRDataset", "h5py.Dataset", "zarr.Array"}:
+        if is_stored(matrix):
             return StoredCounts(matrix, where)
-        if kind == "anndata._CSCDataset":
+        if _kind(matrix) == "anndata._CSCDataset":
             msg = (
                 f"{where} is a CSC matrix on disk, which cannot be read by cells. Store it as CSR, e.g. "
                 "adata.X = scipy.sparse.csr_matrix(adata.X) before it is written, or call adata.to_memory()."
@@ -291,11 +290,20 @@ class StoredCounts(Counts):
         _check_two_dimensions(matrix, where)
         height = BLOCK_ENTRIES // max(self.shape[1], 1)
         self._height = int(np.clip(height, 1, MAX_BLOCK_CELLS))
+        self.n_blocks = -(-self.shape[0] // self._height)
 
     @property
     def container(self) -> type:
         """See :class:`Counts`."""
         return sp.csr_matrix if hasattr(self.matrix, "format") else np.ndarray
+
+    def block_rows(self, number: int) -> np.ndarray:
+        """Positions of the cells of a block."""
+        return np.arange(number * self._height, min((number + 1) * self._height, self.shape[0]))
+
+    def block(self, rows: np.ndarray) -> Any:
+        """The cells of a block, in the container that the user has."""
+        return self.matrix[int(rows[0]) : int(rows[-1]) + 1]
 
     def _read(self, start: int, stop: int) -> sp.csr_array:
         return to_csr(self.matrix[start:stop], where=self.where)
@@ -313,9 +321,9 @@ class StoredCounts(Counts):
 
     def blocks(self) -> Iterator[tuple[np.ndarray, sp.csr_array]]:
         """Blocks of a bounded number of entries."""
-        for start in range(0, self.shape[0], self._height):
-            stop = min(start + self._height, self.shape[0])
-            yield np.arange(start, stop), self._read(start, stop)
+        for number in range(self.n_blocks):
+            rows = self.block_rows(number)
+            yield rows, to_csr(self.block(rows), where=self.where)
 
 
 class DaskCounts(Counts):
@@ -414,7 +422,7 @@ class DaskCounts(Counts):
         from dask.base import tokenize
 
         chunks = self.matrix.chunks
-        if layer is not None and not hasattr(layer, "__dask_graph__"):
+        if layer is not None and not is_dask(layer):
             layer = da.from_array(layer, chunks=chunks, asarray=False)
         token = tokenize(function, self.matrix.name, None if layer is None else layer.name)
         own = {
@@ -439,6 +447,20 @@ class DaskCounts(Counts):
         """The chunks, computed one after the other."""
         for start, stop, block in zip(self.bounds[:-1], self.bounds[1:], self._delayed(), strict=True):
             yield np.arange(start, stop), to_csr(block.compute(), where=self.where)
+
+
+def _kind(matrix: Any) -> str:
+    return f"{type(matrix).__module__.split('.')[0]}.{type(matrix).__name__}"
+
+
+def is_dask(matrix: Any) -> bool:
+    """Whether a matrix is a Dask array."""
+    return hasattr(matrix, "__dask_graph__")
+
+
+def is_stored(matrix: Any) -> bool:
+    """Whether a matrix is in a file that can be read by rows."""
+    return _kind(matrix) in {"anndata._CSRDataset", "h5py.Dataset", "zarr.Array"}
 
 
 def empty_matrix(container: type, dtype: np.dtype) -> Any:

@@ -25,12 +25,17 @@ def check_suffix(path: Path) -> None:
         raise ValueError(msg)
 
 
-def read(path: Path) -> AnnData:
-    """Read an h5ad file or zarr store into memory; a ValueError names a damaged one."""
+def check_input(path: Path) -> None:
+    """Refuse a name of another kind, and what is not there."""
     check_suffix(path)
     if not path.exists():
         msg = f"{path} does not exist."
         raise FileNotFoundError(msg)
+
+
+def read(path: Path) -> AnnData:
+    """Read an h5ad file or zarr store into memory; a ValueError names a damaged one."""
+    check_input(path)
     try:
         return anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
     except Exception as error:  # h5py, zarr and anndata raise a dozen kinds for damaged files

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._counts import DaskCounts
+from .._counts import CountsInMemory, StoredCounts, is_dask, is_stored
 from .._matrix import check_probabilities
 from ..dropout import MODELS, GivenProbabilities, ModelledDropout
 from ..imputation import IMPUTERS, find_imputer
@@ -144,9 +144,14 @@ def load_dropout_model(adata: AnnData, key: str) -> tuple[DropoutModel, Any]:
 
 
 def layer_checksum(layer: Any) -> int:
-    """A number that tells a dense layer, or a Dask array, from any other; 0 for other kinds of matrices."""
-    if hasattr(layer, "__dask_graph__"):
+    """A number that tells a dense layer, also one in a file, or a Dask array from any other; 0 for other matrices."""
+    if is_dask(layer):
         return zlib.crc32(str(layer.name).encode())
+    if is_stored(layer) and not hasattr(layer, "format"):
+        checksum, stored = 0, StoredCounts(layer, "The layer")
+        for number in range(stored.n_blocks):
+            checksum = zlib.crc32(np.ascontiguousarray(stored.block(stored.block_rows(number))).data, checksum)
+        return checksum
     return zlib.crc32(np.ascontiguousarray(layer).data) if isinstance(layer, np.ndarray) else 0
 
 
@@ -192,19 +197,21 @@ def load_imputer(adata: AnnData, key: str) -> Imputer:
     return _read_record(adata, key, kind, record["arrays"], settings=settings, estimate=params["estimate"])
 
 
-def load_dropout(adata: AnnData, key: str, counts: Counts) -> Dropout | None:
+def load_dropout(adata: AnnData, key: str, counts: Counts, *, check: bool = True) -> Dropout | None:
     """Dropout probabilities under a key: of a stored model that belongs to the counts, or of a layer alone; else None.
 
-    A layer that is as it was written with the model is not read: the model says the same.
+    A layer that is as it was written with the model is not read: the model says the same. ``check=False`` is for
+    callers who know that the model belongs to the counts.
     """
     has_layer, has_model = key in layer_names(adata), has_dropout_model(adata, key)
     layer = None
     if has_layer and not (has_model and is_as_written(adata, key)):
         layer = adata.layers[key]
-        if not (isinstance(counts, DaskCounts) and hasattr(layer, "__dask_graph__")):
+        if isinstance(counts, CountsInMemory) or not (is_dask(layer) or is_stored(layer)):
             layer = check_probabilities(layer, where=f"adata.layers[{key!r}]")
     if not has_model:
         return None if layer is None else GivenProbabilities(layer)
-    check_fingerprint(adata, key, counts)
+    if check:
+        check_fingerprint(adata, key, counts)
     model, cells = load_dropout_model(adata, key)
     return ModelledDropout(counts, model, cells, layer, written_genes(adata, key))

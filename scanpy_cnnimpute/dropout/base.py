@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import scipy.sparse as sp
 
-from .._counts import Counts, CountsInMemory
+from .._counts import Counts, CountsInMemory, is_dask, is_stored
 from .._matrix import check_probabilities, to_csr
 from .._records import ArrayRecord
 
@@ -220,6 +220,10 @@ class Dropout(ABC):
         """The probabilities of a block of :meth:`Counts.blocks`."""
         return self if isinstance(counts, CountsInMemory) else self.take(rows, Counts.of(block))
 
+    def given(self, cells: np.ndarray) -> Any:
+        """The matrix that was given, for some cells; None if there is none."""
+        return None
+
     @abstractmethod
     def take(self, cells: np.ndarray, counts: Counts) -> Dropout:
         """The probabilities of some cells, whose counts are these."""
@@ -241,13 +245,13 @@ class AllMissing(Dropout):
 
 
 class GivenProbabilities(Dropout):
-    """Probabilities from a matrix, dense, sparse or a Dask array, such as a layer of the user's own."""
+    """Probabilities from a matrix of any kind, such as a layer of the user's own."""
 
     has_layer = True
 
     def __init__(self, matrix: Any) -> None:
-        is_array = sp.issparse(matrix) or hasattr(matrix, "__dask_graph__")
-        self.matrix = matrix if is_array else np.asarray(matrix)
+        as_it_is = sp.issparse(matrix) or is_dask(matrix) or is_stored(matrix)
+        self.matrix = matrix if as_it_is else np.asarray(matrix)
 
     @cached_property
     def _by_cell(self) -> sp.csr_array:
@@ -267,10 +271,15 @@ class GivenProbabilities(Dropout):
         """Some rows of the matrix."""
         return self.rows(cells)
 
+    def given(self, cells: np.ndarray) -> Any:
+        """Some rows of the matrix."""
+        return self.rows(cells).matrix
+
     def rows(self, cells: np.ndarray) -> GivenProbabilities:
         """The probabilities of some cells, in memory."""
-        if hasattr(self.matrix, "__dask_graph__"):
-            return GivenProbabilities(check_probabilities(self.matrix[cells].compute(), where="The dropout layer"))
+        if is_dask(self.matrix) or is_stored(self.matrix):
+            where = "The dropout layer"
+            return GivenProbabilities(check_probabilities(Counts.of(self.matrix, where=where).rows(cells), where=where))
         return GivenProbabilities(self._by_cell[cells] if sp.issparse(self.matrix) else self.matrix[cells])
 
 
@@ -326,6 +335,10 @@ class ModelledDropout(Dropout):
         """The model and the layer of some cells."""
         layer = None if self.layer is None else self.layer.rows(cells)
         return ModelledDropout(counts, self.model, self.cells.take(cells=cells), layer, self.layer_genes)
+
+    def given(self, cells: np.ndarray) -> Any:
+        """Some rows of the layer, if there is one."""
+        return None if self.layer is None else self.layer.given(cells)
 
     def changed(self, cells: np.ndarray) -> np.ndarray | None:
         """Probabilities of all genes if the user changed any of these cells' values, else None."""

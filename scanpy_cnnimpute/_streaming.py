@@ -1,0 +1,357 @@
+"""Impute from file to file, block by block, and go on after an interrupt."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import numpy as np
+import scipy.sparse as sp
+
+from ._anndata import stores
+from ._anndata.counts import open_counts
+from ._anndata.models import load_dropout, load_imputer
+from ._atomic import put_in_place
+from ._counts import StoredCounts
+from ._finished import FinishedParts, save_arrays, writing
+from ._logging import logger
+from ._progress import progress_bar, show_progress
+from ._threads import one_block_at_a_time
+from .dropout import ModelledDropout
+from .imputation import find_imputer
+from .imputation.assemble import result_container
+from .imputation.blocks import BlockImputer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from anndata import AnnData
+
+FITTED, OLD = "fitted.h5ad", "old"
+LIBRARY_BYTES = 10**9
+"""Of a process that has trained a network with TensorFlow on few cells."""
+MAX_EXACT = {"float16": 2**11}
+"""Largest whole number up to which a type holds all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one run writes, from which file, and how.
+
+    Attributes
+    ----------
+    source, target
+        Input and output, symbolic links followed.
+    keywords
+        Of :func:`~scanpy_cnnimpute.pp.cnn_impute`; arrays as lists.
+    dtype
+        Of the layers; None for that of :func:`~scanpy_cnnimpute.pp.cnn_impute`.
+    """
+
+    source: Path
+    target: Path
+    keywords: dict[str, Any]
+    dtype: str | None
+
+    @property
+    def folder(self) -> Path:
+        """Where finished parts are kept, beside the output."""
+        return self.target.with_name(f".{self.target.name}.scanpy-cnnimpute")
+
+    def layer_names(self) -> list[str]:
+        """Layers that are written."""
+        return written_layers(self.keywords)
+
+    def key(self) -> dict[str, Any]:
+        """What finished parts depend on."""
+        from . import __version__
+
+        paths = sorted(self.source.rglob("*")) if self.source.is_dir() else [self.source]
+        states = [path.stat() for path in paths]
+        identity = [
+            str(self.source),
+            len(states),
+            sum(state.st_size for state in states),
+            max(state.st_mtime_ns for state in states),
+        ]
+        kept = {name: value for name, value in self.keywords.items() if name not in {"n_jobs", "verbose"}}
+        return {"input": identity, "keywords": kept, "dtype": self.dtype, "version": __version__}
+
+
+def impute_file(
+    job: Job,
+    *,
+    restart: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    verbose: bool = True,
+) -> None:
+    """Impute a file block by block; what is finished is kept until the output is complete.
+
+    Parameters
+    ----------
+    job
+        What to do.
+    restart
+        Do not go on from an interrupted run.
+    workers, scheduler
+        Processes of Dask to start for the blocks, or the address of its scheduler, whose workers see the same files.
+    verbose
+        Show progress.
+
+    Raises
+    ------
+    ValueError
+        If the input cannot be read by blocks, or its counts are not exact in the type that is asked for.
+    """
+    if (job.folder / OLD).exists() and not job.target.exists():
+        (job.folder / OLD).rename(job.target)  # the process was killed between two renames
+    parts = FinishedParts(job.folder, job.key(), restart=restart)
+    try:
+        with show_progress(verbose):
+            _fit(job, parts)
+            with _opened_fit(job) as fit, parts.writing(f"output{job.target.suffix}") as new:
+                if job.layer_names():
+                    _impute_blocks(fit, parts, workers, scheduler)
+                _write(job, fit, parts, new)
+        put_in_place(parts.path(f"output{job.target.suffix}"), job.target, parts.path(OLD))
+        parts.remove()
+    except BaseException as error:
+        parts.close()
+        logger.warning(
+            "What is finished is kept in %s: the same command goes on from it; delete the folder to forget it.",
+            job.folder,
+        )
+        raise error from None
+
+
+def _fit(job: Job, parts: FinishedParts) -> None:
+    """Fit the models and keep everything but the matrices, unless an earlier run has."""
+    from . import pp
+
+    if FITTED in parts:
+        logger.info("Going on from %s", job.folder)
+        return
+    with stores.opened(job.source) as group:
+        adata = stores.with_matrices(stores.without_matrices(group), group, _layers(job))
+        keywords = {**job.keywords, "store": "params", "return_std": False}
+        if isinstance(job.keywords["mask_var"], list):
+            keywords["mask_var"] = np.array(job.keywords["mask_var"], dtype=bool)
+        check_dtype(adata, job.keywords["layer"], job.dtype)
+        pp.cnn_impute(adata, **keywords)
+        _record_layers(job, adata)
+        adata.X = None
+        for name in list(adata.layers):
+            del adata.layers[name]
+        with parts.writing(FITTED) as new:
+            adata.write_h5ad(new)
+
+
+def _record_layers(job: Job, adata: AnnData) -> None:
+    """Note in the record that the layers are written, too."""
+    record = adata.uns[job.keywords["key_added"]]
+    record["written"] = np.array([*record["written"], *(f"layers:{name}" for name in job.layer_names())], dtype=str)
+    record["params"] |= {"store": job.keywords["store"], "return_std": job.keywords["return_std"]}
+    if job.keywords["return_std"]:
+        params = record["params"]
+        imputer = find_imputer(params["preset"], params["estimate"], params["entries"])
+        params["std_units"] = imputer.std_units
+
+
+def _layers(job: Job) -> list[str]:
+    """Layers that are read: the counts and, if there are any, the dropout probabilities."""
+    return [name for name in (job.keywords["layer"], job.keywords["dropout_key"]) if name is not None]
+
+
+def check_dtype(adata: AnnData, layer: str | None, dtype: str | None) -> None:
+    """Refuse a type that does not hold the observed counts."""
+    most = MAX_EXACT.get(dtype or "")
+    if most is None:
+        return
+    largest = open_counts(adata, layer, caller="--dtype", integers=False).totals.largest
+    if largest > most:
+        msg = f"The largest count is {largest:.0f}; {dtype} holds whole numbers up to {most} only: take float32."
+        raise ValueError(msg)
+
+
+def as_dtype(layer: Any, dtype: str | None) -> Any:
+    """A layer in another type; SciPy has no sparse matrices of float16."""
+    if dtype is None:
+        return layer
+    return (layer.toarray() if sp.issparse(layer) and dtype == "float16" else layer).astype(dtype)
+
+
+def written_layers(keywords: dict[str, Any]) -> list[str]:
+    """Layers that :func:`~scanpy_cnnimpute.pp.cnn_impute` writes with these keywords, whatever their size."""
+    key = keywords["key_added"]
+    if keywords["store"] == "params":
+        return []
+    return [key, f"{key}_std"] if keywords["return_std"] else [key]
+
+
+def memory_of_machine() -> int:
+    """Bytes of memory; a modest machine's where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):
+        return 8 * 10**9
+
+
+def bytes_in_memory(source: Path, layer: str | None) -> int:
+    """Most bytes that a run takes which holds everything: counts, result and libraries."""
+    with stores.opened(source) as group:
+        matrix = group["X"] if layer is None else group["layers"][layer]
+        n_cells, n_genes = stores.matrix_of(matrix).shape
+        layers = group["layers"] if "layers" in group else {}
+        others = [layers[name] for name in layers] + ([group["X"]] if "X" in group else [])
+        return LIBRARY_BYTES + 8 * n_cells * n_genes + 2 * sum(stores.stored_bytes(each) for each in others)
+
+
+class _Fit:
+    """The fitted models of a job, and its counts in their file."""
+
+    def __init__(self, job: Job, group: Any, *, check: bool) -> None:
+        self.job, self.group = job, group
+        keys = job.keywords
+        self.adata = stores.with_matrices(anndata.read_h5ad(job.folder / FITTED), group, _layers(job))
+        counts = open_counts(self.adata, keys["layer"], caller="impute", integers=False)
+        if not isinstance(counts, StoredCounts):
+            msg = f"{counts.where} is not stored as rows of a matrix and cannot be read block by block."
+            raise ValueError(msg)  # noqa: TRY004 - not the type of an argument
+        self.counts, self.imputer = counts, load_imputer(self.adata, keys["key_added"])
+        dropout: Any = load_dropout(self.adata, keys["dropout_key"], counts, check=check)
+        self.dropout = dropout
+        self._impute = BlockImputer.of(self.imputer, self.dropout, return_std=keys["return_std"])
+
+    @property
+    def container(self) -> type:
+        """Of the layers."""
+        return np.ndarray if self.job.dtype == "float16" else result_container(self.counts, self.imputer)
+
+    def layers(self, number: int) -> list[Any]:
+        """The layers of one block."""
+        rows = self.counts.block_rows(number)
+        cells = self.dropout.cells.take(cells=rows) if isinstance(self.dropout, ModelledDropout) else None
+        found = self._impute(self.counts.block(rows), cells, self.dropout.given(rows))
+        layers = found if isinstance(found, tuple) else (found,)
+        return [as_dtype(layer, self.job.dtype) for layer in layers]
+
+
+@contextmanager
+def _opened_fit(job: Job, *, check: bool = True) -> Iterator[_Fit]:
+    with stores.opened(job.source) as group:
+        yield _Fit(job, group, check=check)
+
+
+def _name(number: int) -> str:
+    return f"block-{number:06d}.npz"
+
+
+def _impute_blocks(fit: _Fit, parts: FinishedParts, workers: int | None, scheduler: str | None) -> None:
+    """Impute the blocks that are not finished."""
+    sizes = {number: fit.counts.block_rows(number).size for number in range(fit.counts.n_blocks)}
+    missing = [number for number in sizes if _name(number) not in parts]
+    if len(missing) < len(sizes):
+        logger.info("%d of %d blocks are finished", len(sizes) - len(missing), len(sizes))
+    with progress_bar("Imputing", sum(sizes[number] for number in missing), unit="cells") as bar:
+        if workers is None and scheduler is None:
+            for number in missing:
+                parts.save(_name(number), _arrays(fit.layers(number)))
+                bar.update(sizes[number])
+            return
+        from distributed import as_completed
+
+        with _client(workers, scheduler) as client:
+            futures = [client.submit(_impute_on_worker, fit.job, number, pure=False) for number in missing]
+            for future in as_completed(futures):
+                bar.update(sizes[future.result()])
+
+
+@contextmanager
+def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
+    """A client of the user's scheduler, or of as many new processes with a thread each."""
+    import distributed
+
+    with ExitStack() as stack:
+        address: Any = scheduler
+        if address is None:
+            cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            address = stack.enter_context(cluster)
+        yield stack.enter_context(distributed.Client(address))
+
+
+_of_worker: dict[str, tuple[ExitStack, _Fit]] = {}
+"""The job that this process, a worker of Dask, has opened."""
+
+
+def _impute_on_worker(job: Job, number: int) -> int:
+    """Impute a block and keep it in the folder of the job; returns its number."""
+    with one_block_at_a_time():
+        identity = repr(job) + str((job.folder / FITTED).stat().st_mtime_ns)
+        if identity not in _of_worker:
+            while _of_worker:
+                _of_worker.popitem()[1][0].close()
+            stack = ExitStack()
+            _of_worker[identity] = stack, stack.enter_context(_opened_fit(job, check=False))
+        arrays = _arrays(_of_worker[identity][1].layers(number))
+        with writing(job.folder / _name(number)) as new:
+            save_arrays(new, arrays)
+    return number
+
+
+def _arrays(layers: list[Any]) -> dict[str, np.ndarray]:
+    """Matrices as named arrays."""
+    arrays: dict[str, np.ndarray] = {}
+    for position, layer in enumerate(layers):
+        parts = {"": layer}
+        if sp.issparse(layer):
+            parts = {name: getattr(layer, name) for name in ("data", "indices", "indptr")}
+        arrays |= {f"{position}{name}": value for name, value in parts.items()}
+    return arrays
+
+
+def _matrix(arrays: dict[str, np.ndarray], position: int, n_genes: int) -> Any:
+    """One of the matrices again."""
+    if f"{position}" in arrays:
+        return arrays[f"{position}"]
+    parts = [arrays[f"{position}{name}"] for name in ("data", "indices", "indptr")]
+    return sp.csr_matrix(tuple(parts), shape=(parts[2].size - 1, n_genes))
+
+
+def _write(job: Job, fit: _Fit, parts: FinishedParts, new: Path) -> None:
+    """Write the output: everything of the input, what was fitted, and the layers."""
+    options = stores.GZIP if new.suffix == ".h5ad" else {}
+    written = job.layer_names()
+    with stores.created(new) as target:
+        for name in fit.group:
+            if name not in {*stores.IN_MEMORY, "layers"}:
+                stores.copy(fit.group, target, name, options)
+        for name in stores.IN_MEMORY:
+            value = getattr(fit.adata, name)
+            anndata.io.write_elem(
+                target, name, value if name in {"obs", "var"} else dict(value), dataset_kwargs=options
+            )
+        anndata.io.write_elem(target, "layers", {})
+        for name in fit.group["layers"] if "layers" in fit.group else []:
+            if name not in written:
+                stores.copy(fit.group["layers"], target["layers"], name, options)
+        for position, name in enumerate(written):
+            blocks = stores.counted(_blocks(fit, parts, position), fit.counts.shape[0], f"Writing {name}")
+            if fit.container is np.ndarray:
+                stores.write_dense(target["layers"], name, fit.counts.shape, blocks, options)
+            else:
+                stores.write_sparse(target["layers"], name, blocks, options)
+
+
+def _blocks(fit: _Fit, parts: FinishedParts, position: int) -> Iterator[Any]:
+    """The finished blocks of a layer."""
+    for number in range(fit.counts.n_blocks):
+        arrays = parts.load(_name(number))
+        if arrays is None:
+            msg = f"{parts.path(_name(number))} is damaged and was deleted: run the same command again."
+            raise ValueError(msg)
+        yield _matrix(arrays, position, fit.counts.shape[1])
