@@ -7,6 +7,7 @@ from importlib.metadata import version
 __version__ = version("scanpy-cnnimpute")
 
 from . import datasets, get, metrics, pl, pp, tl
+from ._estimate import estimate
 from .estimator import CNNImputer
 
-__all__ = ["CNNImputer", "datasets", "get", "metrics", "pl", "pp", "tl"]
+__all__ = ["CNNImputer", "datasets", "estimate", "get", "metrics", "pl", "pp", "tl"]

@@ -82,6 +82,8 @@ def _start_keras(n_jobs: int | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    import scanpy_cnnimpute
+
     from . import __version__, pp, tl
 
     parser = _OneLineParser(prog="scanpy-cnnimpute", description="Impute dropouts in single-cell RNA-seq counts.")
@@ -103,8 +105,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("output", type=Path, help="h5ad or zarr file to write")
         sub.add_argument("--force", action="store_true", help="replace an existing file")
         if name == "impute":
+            sub.add_argument("--dry-run", action="store_true", help="print what it would take, and stop")
             _add_large_data(sub)
         _mirror(sub, function, ["mask_var"] if name == "impute" else [])
+
+    sub = command("estimate", _estimate, _summary(scanpy_cnnimpute.estimate))
+    sub.add_argument("input", type=Path, help="h5ad or zarr file with raw counts")
+    _add_large_data(sub)
+    _mirror(sub, pp.cnn_impute, ["mask_var"])
 
     sub = command("evaluate", _evaluate, _summary(tl.eval_clusters))
     sub.add_argument("input", type=Path, help="h5ad or zarr file")
@@ -208,7 +216,7 @@ def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
 def _keywords(options: argparse.Namespace) -> dict[str, Any]:
     """The options that stand for keywords of the function."""
     own = {"run", "quiet", "input", "output", "force", "csv"}
-    own |= {"memory_limit", "dtype", "genes", "workers", "scheduler", "restart"}
+    own |= {"memory_limit", "dtype", "genes", "workers", "scheduler", "restart", "dry_run"}
     return {name: value for name, value in vars(options).items() if name not in own}
 
 
@@ -218,6 +226,9 @@ def _impute(options: argparse.Namespace) -> None:
     from ._streaming import as_dtype, check_dtype, written_layers
     from .pp._cnn_impute import DEFAULT_KEYS
 
+    if options.dry_run:
+        _estimate(options)
+        return
     _check_output(options)
     if _is_streamed(options):
         _impute_by_blocks(options)
@@ -232,6 +243,35 @@ def _impute(options: argparse.Namespace) -> None:
         if name in adata.layers:
             adata.layers[name] = as_dtype(adata.layers[name], options.dtype)
     files.write(adata, options.output, force=options.force)
+
+
+def _estimate(options: argparse.Namespace) -> None:
+    from ._anndata import files, stores
+    from ._estimate import estimate
+    from .presets import ConditionalSettings, DefaultSettings, DenoisedSettings
+
+    if options.preset != "default":
+        msg = (
+            f"preset={options.preset!r} cannot be estimated: its time is that of its networks, of which the log tells."
+        )
+        raise ValueError(msg)
+    files.check_input(options.input)
+    with stores.opened(options.input) as group:
+        genes = _selected_genes(options, stores.without_matrices(group).var)
+    _start_keras(options.n_jobs)
+    names = {name for kind in (DefaultSettings, DenoisedSettings, ConditionalSettings) for name in kind.names()}
+    settings = {name: value for name, value in _keywords(options).items() if name in names and value is not None}
+    found = estimate(
+        options.input,
+        layer=options.layer,
+        estimate=options.estimate,
+        entries=options.entries,
+        mask_var=genes,
+        store=options.store,
+        memory_limit=options.memory_limit,
+        **settings,
+    )
+    print(found)
 
 
 def _is_streamed(options: argparse.Namespace) -> bool:

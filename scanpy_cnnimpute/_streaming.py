@@ -206,7 +206,7 @@ def bytes_in_memory(source: Path, layer: str | None) -> int:
     with stores.opened(source) as group:
         matrix = group["X"] if layer is None else group["layers"][layer]
         n_cells, n_genes = stores.matrix_of(matrix).shape
-        layers = group["layers"] if "layers" in group else {}
+        layers = group.get("layers", {})
         others = [layers[name] for name in layers] + ([group["X"]] if "X" in group else [])
         return LIBRARY_BYTES + 8 * n_cells * n_genes + 2 * sum(stores.stored_bytes(each) for each in others)
 
@@ -336,7 +336,7 @@ def _write(job: Job, fit: _Fit, parts: FinishedParts, new: Path) -> None:
                 target, name, value if name in {"obs", "var"} else dict(value), dataset_kwargs=options
             )
         anndata.io.write_elem(target, "layers", {})
-        for name in fit.group["layers"] if "layers" in fit.group else []:
+        for name in fit.group.get("layers", {}):
             if name not in written:
                 stores.copy(fit.group["layers"], target["layers"], name, options)
         for position, name in enumerate(written):

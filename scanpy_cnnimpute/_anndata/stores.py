@@ -92,7 +92,7 @@ def without_matrices(group: Any) -> AnnData:
 def with_matrices(adata: AnnData, group: Any, layers: Iterable[str]) -> AnnData:
     """The same with `X` and some layers, which stay in the store."""
     matrix = matrix_of(group["X"]) if "X" in group else None
-    stored = group["layers"] if "layers" in group else {}
+    stored = group.get("layers", {})
     kept = {name: matrix_of(stored[name]) for name in layers if name in stored}
     parts = {name: getattr(adata, name) for name in IN_MEMORY}
     return AnnData(X=matrix, layers=kept, **parts)

@@ -65,7 +65,7 @@ def result_dtype(dtype: np.dtype) -> np.dtype:
     return np.result_type(dtype, np.float32)
 
 
-def result_container(counts: Counts, imputer: Imputer) -> type:
+def result_container(counts: Counts, imputer: Imputer | type[Imputer]) -> type:
     """Kind of matrix that imputed counts become: that of the counts, but dense if all entries are predicted."""
     return np.ndarray if imputer.entries == "all" else counts.container
 
