@@ -15,6 +15,21 @@ class FusedAdam(optimizers.Adam):
     AdamW.
     """
 
+    def __init__(self, *args: Any, name: str = "fused_adam", **kwargs: Any) -> None:
+        # Keras would number them; TensorFlow keeps a kernel for each name that a variable has had.
+        super().__init__(*args, name=name, **kwargs)
+
+    def _backend_update_step(self, grads: list[Any], trainable_variables: list[Any], learning_rate: Any) -> None:
+        """Update all variables, without a sum over replicas where there is one.
+
+        TensorFlow registers the gradient of this sum, and with it the graph of the step, for the life of the process.
+        """
+        if backend.backend() != "tensorflow" or _has_replicas():
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+            return
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            self.update_step(gradient, variable.value, learning_rate)
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update a variable and its moments in place."""
         if backend.backend() != "tensorflow":
@@ -36,3 +51,10 @@ class FusedAdam(optimizers.Adam):
             epsilon=self.epsilon,
             grad=gradient,
         )
+
+
+def _has_replicas() -> bool:
+    """Whether the user has chosen a strategy of distribution."""
+    from tensorflow import distribute
+
+    return distribute.has_strategy()

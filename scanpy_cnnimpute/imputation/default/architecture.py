@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WIDTH = 16
 CELL_WIDTH = 8
 COMPILING = Lock()  # two threads that ask for the same network get the same one
-MAX_COMPILED = 8  # compiled networks that are kept: some kilobytes of weights each
+MAX_COMPILED = 4  # compiled networks that are kept, and as many to train: with TensorFlow about 15 MB together
 MAX_CORRECTION = 3.0  # of a log rate: predictions beyond a factor of 20 are extrapolations
 MIN_WEIGHT = 1e-6  # guards a batch without hidden entries
 
@@ -82,7 +82,7 @@ def build_network(sizes: tuple[int, int, int, int], n_top: int, loss: Callable[[
     outputs = layers.Dense(1, kernel_initializer="zeros", dtype="float32", name="output")(joined)
     outputs = layers.Reshape((n_targets,), dtype="float32")(outputs)
     model = Model([blocks, genes, cells], outputs)
-    model.compile(loss=loss, jit_compile=needs_compilation())
+    model.compile(optimizer=None, loss=loss, jit_compile=needs_compilation())
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakMethod
 
 import numba
 import numpy as np
@@ -67,8 +68,7 @@ def train_network(
 class _Trainer:
     """A network compiled to be trained on batches of one shape, used in turn: compiling takes longer than training.
 
-    TensorFlow keeps a generator and its data set for the life of the process. There is one per compiled network, and it
-    refers to the training data only while it trains.
+    It refers to the training data only while it trains.
     """
 
     def __init__(
@@ -103,7 +103,9 @@ class _Trainer:
         self._draw: Callable[[], Batch] | None = None
         self._first: Batch | None = None
         self._n_threads = numba.get_num_threads()
-        self._dataset = _tensorflow_dataset(self._batches, shapes) if backend.backend() == "tensorflow" else None
+        self._dataset = None
+        if backend.backend() == "tensorflow":
+            self._dataset = _tensorflow_dataset(WeakMethod(self._batches), shapes)
 
     def train(
         self, first: Batch, draw: Callable[[], Batch], validation: Batch, seed: int
@@ -172,16 +174,22 @@ def _compiled(
     return _Trainer(sizes, n_top, loss, schedule, shapes)
 
 
-def _tensorflow_dataset(batches: Callable[[], Iterator[Any]], shapes: tuple[tuple[tuple[int, ...], str], ...]) -> Any:
+def _tensorflow_dataset(
+    batches: WeakMethod[Callable[[], Iterator[Any]]], shapes: tuple[tuple[tuple[int, ...], str], ...]
+) -> Any:
     """Batches of one shape, drawn ahead.
 
-    Keras would make a data set of open shapes, which is slower, and that tunes itself in a thread which may hold up
-    the end of the training.
+    The reference is weak: TensorFlow keeps the generator of a data set for the life of the process. Keras would make a
+    data set of open shapes, which is slower, and that tunes itself in a thread which may hold up the end of the
+    training.
     """
     from tensorflow import TensorSpec, data
+
+    def generate() -> Iterator[Any]:
+        return batches()()  # type: ignore[misc]  # the trainer is there while it trains
 
     *inputs, answer = (TensorSpec(shape, dtype) for shape, dtype in shapes)
     options = data.Options()
     options.autotune.enabled = False
-    dataset = data.Dataset.from_generator(batches, output_signature=(tuple(inputs), answer))
+    dataset = data.Dataset.from_generator(generate, output_signature=(tuple(inputs), answer))
     return dataset.prefetch(N_AHEAD).with_options(options)

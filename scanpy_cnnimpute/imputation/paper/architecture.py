@@ -47,20 +47,27 @@ def build_network(settings: PaperSettings) -> keras.Model:
 
     dtype = layer_dtype()
 
-    def block(x: Any) -> Any:
+    # Names, since TensorFlow keeps a kernel for each that a variable has had, and Keras would number the layers.
+    def block(x: Any, number: int) -> Any:
         # Zeros, since an initialiser without a seed draws one from Python's global generator.
         x = layers.Conv1D(
-            16, 3, activation="relu", data_format="channels_last", kernel_initializer="zeros", dtype=dtype
+            16,
+            3,
+            activation="relu",
+            data_format="channels_last",
+            kernel_initializer="zeros",
+            dtype=dtype,
+            name=f"convolution_{number}",
         )(x)
         x = layers.MaxPooling1D(2, data_format="channels_last", dtype=dtype)(x)
-        return layers.BatchNormalization(dtype=dtype)(x)
+        return layers.BatchNormalization(dtype=dtype, name=f"normalization_{number}")(x)
 
     inputs = layers.Input((n_inputs(settings), 1), dtype="float32")
-    x = layers.Flatten(data_format="channels_last", dtype=dtype)(block(block(inputs)))
-    x = layers.Dropout(0.3, seed=0, dtype=dtype)(x)
-    x = layers.Dense(1024, activation="relu", kernel_initializer="zeros", dtype=dtype)(x)
+    x = layers.Flatten(data_format="channels_last", dtype=dtype)(block(block(inputs, 1), 2))
+    x = layers.Dropout(0.3, seed=0, dtype=dtype, name="dropout")(x)
+    x = layers.Dense(1024, activation="relu", kernel_initializer="zeros", dtype=dtype, name="dense")(x)
     # The loss in full precision, also under a policy of mixed precision.
-    outputs = layers.Dense(settings.n_targets, kernel_initializer="zeros", dtype="float32")(x)
+    outputs = layers.Dense(settings.n_targets, kernel_initializer="zeros", dtype="float32", name="output")(x)
     model = Model(inputs, outputs)
     model.compile(FusedAdam(settings.learning_rate), loss=masked_mse, jit_compile=needs_compilation())
     model.optimizer.build(model.trainable_variables)
