@@ -65,8 +65,10 @@ class CNNImputer:
 
     Attributes
     ----------
-    genes_, clusters_
-        Names, ``(n_genes,)`` and ``(n_clusters,)``.
+    genes_
+        ``(n_genes,)`` names.
+    clusters_
+        ``(n_clusters,)`` names.
     status_
         ``(n_genes, n_clusters)`` int8, positions in :data:`scanpy_cnnimpute.imputation.STATUSES`; one column for
         imputers without clusters.

@@ -246,7 +246,7 @@ def row_blocks(n_rows: int, n_columns: int) -> list[slice]:
 
 
 def baseline_estimates(counts: Any, method: str, *, clusters: Any = None, random_state: int = 0) -> np.ndarray:
-    """Complete a count matrix by one of the simple methods of :data:`BASELINES`.
+    """Complete a count matrix by one of the simple methods of :data:`~scanpy_cnnimpute.metrics.BASELINES`.
 
     Parameters
     ----------

@@ -21,8 +21,10 @@ class MaskedCounts:
         ``(n_cells, n_kept_genes)`` CSR array without the masked entries.
     genes
         Positions of the kept genes in the data.
-    rows, columns
-        Positions of the masked entries in `counts`, in the order of rows.
+    rows
+        Rows of the masked entries in `counts`, in their order.
+    columns
+        Columns of the masked entries in `counts`.
     truth
         Counts of the masked entries before masking.
     """

@@ -117,15 +117,19 @@ class CalibratedModel(DropoutModel):
         standard errors.
     train_loadings
         ``(n_genes, n_factors)`` loadings fitted to the first set of split molecules alone.
-    reads_divisor, reads_factor, molecule_share
+    reads_divisor
         ``(n_genes,)`` reads that a molecule of the gene gives, relative to the average molecule, to turn reads into
-        molecules and molecules into reads, and share of the gene in the molecules; see
-        :func:`~scanpy_cnnimpute.dropout.read_counts.estimate_reads`. None if molecules were counted.
+        molecules; see :func:`~scanpy_cnnimpute.dropout.read_counts.estimate_reads`. None if molecules were counted.
+    reads_factor
+        The same, to turn molecules into reads.
+    molecule_share
+        ``(n_genes,)`` share of the gene in the molecules. None if molecules were counted.
     gene_ids
         ``(n_genes,)`` position of the gene in the data of the fit.
-    train_cells, train_scores
-        ``(n_train,)`` positions of the cells of the fit, rising, and ``(n_train, n_factors)`` their scores in the first
-        set.
+    train_cells
+        ``(n_train,)`` positions of the cells of the fit, rising.
+    train_scores
+        ``(n_train, n_factors)`` their scores in the first set.
     random_state
         Seed, by which the same molecules can be split off again.
 

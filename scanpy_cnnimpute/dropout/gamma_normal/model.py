@@ -243,8 +243,9 @@ def fit_mixture(
 
     Returns
     -------
-    Parameters ``(n_genes, n_clusters, 5)`` float64 in the order of :data:`PARAMETERS`, NaN where nothing was fitted,
-    and status ``(n_genes, n_clusters)`` int8. They do not depend on the number of threads.
+    Parameters ``(n_genes, n_clusters, 5)`` float64 in the order of
+    :data:`~scanpy_cnnimpute.dropout.gamma_normal.model.PARAMETERS`, NaN where nothing was fitted, and status
+    ``(n_genes, n_clusters)`` int8. They do not depend on the number of threads.
 
     Notes
     -----
