@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import warnings
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -15,6 +16,9 @@ sys.path[:0] = [str(HERE), str(HERE / "_ext")]
 # Sphinx reads below its own folder only. Links between notebooks would lead out of it through a symbolic link.
 shutil.rmtree(HERE / "tutorials", ignore_errors=True)
 shutil.copytree(HERE.parent / "tutorials", HERE / "tutorials", ignore=shutil.ignore_patterns(".*", "*_files"))
+
+# Of sphinx_autodoc_typehints, with Sphinx 9.
+warnings.filterwarnings("ignore", message=".*set_application' is deprecated")
 
 project = "scanpy-cnnimpute"
 author = "The scanpy-cnnimpute developers"
@@ -72,6 +76,7 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_theme_options = {
     "home_page_in_toc": False,
+    "navbar_persistent": [],  # the search field stands in the sidebar
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,

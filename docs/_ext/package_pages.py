@@ -96,7 +96,7 @@ def link_included(_app: Sphinx, path: Path, _parent: str, contents: list[str]) -
 
 
 def remove_colons(_app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
-    """Take out the colon that sphinx_autodoc_typehints puts under "Returns", which napoleon prints in generic sections."""
+    """Take out the colon that sphinx_autodoc_typehints puts under "Returns", which napoleon would print."""
     for i in range(len(lines) - 1, 1, -1):
         if lines[i] == ":" and lines[i - 2] == "Returns":
             del lines[i]
@@ -110,7 +110,7 @@ class Command(SphinxDirective):
     def run(self) -> list[Node]:
         """Read the parser, so that the page has what ``--help`` prints."""
         parser = _commands()[self.arguments[0]]
-        parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=100)
+        parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=84)
         lines = [parser.description or "", "", ".. code-block:: text", ""]
         lines += [f"   {line}" for line in parser.format_usage().splitlines()]
         lines += ["", f".. program:: {parser.prog}", ""]
