@@ -44,7 +44,7 @@ suppress_warnings = ["config.cache"]  # typehints_formatter is a function
 # Notebooks are executed by the tests, and shown with the outputs that are committed.
 nb_execution_mode = "off"
 nb_merge_streams = True
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
 
