@@ -52,7 +52,7 @@ autosummary_generate = True
 autodoc_member_order = "bysource"
 default_role = "literal"  # `X` and `.obs` in docstrings
 napoleon_google_docstring = False
-napoleon_use_ivar = True
+napoleon_use_ivar = False
 napoleon_use_rtype = False
 # Returns are sentences, with a list of the keys that are written; napoleon would read each as a type.
 napoleon_custom_sections = ["Returns"]
