@@ -13,7 +13,8 @@ import scipy.sparse as sp
 
 from ._anndata import stores
 from ._anndata.counts import open_counts
-from ._anndata.models import load_dropout, load_imputer
+from ._anndata.models import IMPUTE_FUNCTION, load_dropout, load_imputer
+from ._anndata.results import written_by
 from ._atomic import put_in_place
 from ._counts import StoredCounts
 from ._finished import FinishedParts, save_arrays, writing
@@ -326,6 +327,7 @@ def _write(job: Job, fit: _Fit, parts: FinishedParts, new: Path) -> None:
     """Write the output: everything of the input, what was fitted, and the layers."""
     options = stores.GZIP if new.suffix == ".h5ad" else {}
     written = job.layer_names()
+    replaced = {*written, *_earlier_layers(job, fit.group)}
     with stores.created(new) as target:
         for name in fit.group:
             if name not in {*stores.IN_MEMORY, "layers"}:
@@ -337,7 +339,7 @@ def _write(job: Job, fit: _Fit, parts: FinishedParts, new: Path) -> None:
             )
         anndata.io.write_elem(target, "layers", {})
         for name in fit.group.get("layers", {}):
-            if name not in written:
+            if name not in replaced:
                 stores.copy(fit.group["layers"], target["layers"], name, options)
         for position, name in enumerate(written):
             blocks = stores.counted(_blocks(fit, parts, position), fit.counts.shape[0], f"Writing {name}")
@@ -345,6 +347,16 @@ def _write(job: Job, fit: _Fit, parts: FinishedParts, new: Path) -> None:
                 stores.write_dense(target["layers"], name, fit.counts.shape, blocks, options)
             else:
                 stores.write_sparse(target["layers"], name, blocks, options)
+
+
+def _earlier_layers(job: Job, group: Any) -> list[str]:
+    """Layers that an earlier run wrote under the same key."""
+    earlier = stores.without_matrices(group)
+    key = job.keywords["key_added"]
+    if written_by(earlier, key) != IMPUTE_FUNCTION:
+        return []
+    pairs = [str(name).partition(":") for name in earlier.uns[key]["written"]]
+    return [name for attribute, _, name in pairs if attribute == "layers"]
 
 
 def _blocks(fit: _Fit, parts: FinishedParts, position: int) -> Iterator[Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import scipy.sparse as sp
 
+    from .._finished import FinishedParts
     from ..dropout import Dropout, DropoutModel
     from ..presets import Settings
 
@@ -108,6 +109,8 @@ class FitOptions:
         Genes that may be imputed.
     clusters
         Clusters of the cells, for imputers that train a network in each.
+    checkpoint
+        Where finished networks are kept, for imputers that train many.
     """
 
     settings: Settings
@@ -115,6 +118,7 @@ class FitOptions:
     random_state: int
     targets: Targets
     clusters: Clusters
+    checkpoint: FinishedParts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,13 +19,19 @@ from ._dropout_prob import Store  # noqa: TC001 - the command line reads its cho
 from ._outputs import add_layers, history_table, status_table, summary_table
 from ._report import report
 from ._request import ImputeRequest, choose
-from ._sources import dropout_of, fit_options, refuse_remnants
+from ._sources import dropout_of, fit_options, opened_checkpoint, refuse_remnants
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from anndata import AnnData
 
+    from .._finished import FinishedParts
+
 DEFAULT_KEYS = {"zeros": "cnn_imputed", "all": "cnn_denoised"}
+HOW_STORED = {"store", "max_layer_bytes", "return_std", "std_units"}
+"""Parameters of what is written: the same fit, asked for again, is the same."""
 MAX_LAYER_BYTES = 2**32  # 4 GiB: the result that is asked for, on a machine of 16 GB
 
 
@@ -60,6 +66,7 @@ def cnn_impute(
     validation_fraction: float | None = None,
     random_state: int = 0,
     key_added: str | None = None,
+    checkpoint: str | Path | None = None,
     n_jobs: int | None = None,
     verbose: bool = True,
     copy: bool = False,
@@ -148,6 +155,9 @@ def cnn_impute(
         Seed of the networks, and of a dropout model that is fitted on the way.
     key_added
         Key of the results. Default: ``"cnn_imputed"`` or, with ``entries="all"``, ``"cnn_denoised"``.
+    checkpoint
+        Paper only: folder in which finished networks are kept, so that the same call goes on from them after an
+        interrupt. It stays until you delete it.
     n_jobs
         Threads of numba, BLAS and TensorFlow, which takes their number in its first call only. Default: one per core.
     verbose
@@ -239,12 +249,12 @@ def cnn_impute(
     selected = selected_genes(adata, mask_var)
     adata = adata.copy() if copy else adata
     limit_keras(n_jobs)
-    with limited_threads(n_jobs), show_progress(verbose):
-        _impute(adata, request, selected)
+    with limited_threads(n_jobs), show_progress(verbose), opened_checkpoint(checkpoint, preset) as finished:
+        _impute(adata, request, selected, finished)
     return adata if copy else None
 
 
-def _impute(adata: AnnData, request: ImputeRequest, selected: np.ndarray) -> None:
+def _impute(adata: AnnData, request: ImputeRequest, selected: np.ndarray, checkpoint: FinishedParts | None) -> None:
     """Choose, read, fit, predict, write."""
     refuse_remnants(adata, request.dropout_key)
     choice, key = choose(adata, request), request.key_added
@@ -252,7 +262,7 @@ def _impute(adata: AnnData, request: ImputeRequest, selected: np.ndarray) -> Non
     results = Results(adata, function=IMPUTE_FUNCTION, key=key, keys=keys)
     counts = open_counts(adata, request.layer, caller=IMPUTE_FUNCTION)
     dropout = dropout_of(adata, counts, request)
-    options = fit_options(adata, counts, dropout, request, choice, selected)
+    options = fit_options(adata, counts, dropout, request, choice, selected, checkpoint)
     imputer, predictions = choice.imputer.fit_predict(counts, dropout, options, return_std=request.return_std)
     n_imputed, has_layer = add_layers(results, counts, imputer, dropout, predictions, request)
     params = choice.params(request, has_layer=has_layer)
@@ -266,7 +276,8 @@ def _impute(adata: AnnData, request: ImputeRequest, selected: np.ndarray) -> Non
     if imputer.is_stored:
         record["arrays"] = add_record(results, key, imputer)
         fitted_to = request.dropout_key if isinstance(dropout, ModelledDropout) else None
-        record["fingerprint"] = add_fingerprint(results, key, adata, counts, params, built_on=fitted_to)
+        identity = {name: value for name, value in params.items() if name not in HOW_STORED}
+        record["fingerprint"] = add_fingerprint(results, key, adata, counts, identity, built_on=fitted_to)
         record["fingerprint"]["has_own_layer"] = dropout.has_layer
     results.write(record, params)
     report(imputer, n_imputed, counts, options.clusters)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +20,7 @@ from .._anndata.models import (
 from .._anndata.results import cluster_codes
 from .._anndata.selection import selected_genes
 from .._checks import warn_user
+from .._finished import FinishedParts
 from .._logging import logger
 from ..dropout import Clusters, Dropout, ModelledDropout
 from ..imputation import FitOptions, Targets, find_imputer
@@ -25,6 +28,8 @@ from ..tl._cluster import cluster_cells
 from ._dropout_prob import DEFAULT_CLUSTER_KEY, DropoutRequest, fit_and_store, labelled_clusters
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
 
     from .._counts import Counts
@@ -119,6 +124,26 @@ def refuse_remnants(adata: AnnData, key: str) -> None:
         raise ValueError(msg)
 
 
+@contextmanager
+def opened_checkpoint(folder: str | Path | None, preset: str) -> Iterator[FinishedParts | None]:
+    """The folder of finished networks, if one is asked for."""
+    if folder is None:
+        yield None
+        return
+    if not find_imputer(preset).trains_in_clusters:
+        msg = f"checkpoint={str(folder)!r} means nothing to preset={preset!r}, which trains one network: leave it out."
+        raise ValueError(msg)
+    from keras import backend
+
+    from .. import __version__
+
+    parts = FinishedParts(Path(folder), {"networks": preset, "version": __version__, "backend": backend.backend()})
+    try:
+        yield parts
+    finally:
+        parts.close()
+
+
 def fit_options(
     adata: AnnData,
     counts: Counts,
@@ -126,6 +151,7 @@ def fit_options(
     request: ImputeRequest,
     choice: Choice,
     selected: np.ndarray,
+    checkpoint: FinishedParts | None,
 ) -> FitOptions:
     """Clusters and genes of the fit, as the dropout model and the request have them."""
     model = dropout.model if isinstance(dropout, ModelledDropout) else None
@@ -135,6 +161,7 @@ def fit_options(
         random_state=request.random_state,
         targets=Targets.of(model, selected, gate=choice.gate),
         clusters=_clusters(adata, counts, dropout, request, choice),
+        checkpoint=checkpoint,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..._counts import Counts
+    from ..._finished import FinishedParts
     from ...dropout import Clusters, Dropout
     from ...presets import Settings
     from ..base import FitOptions
@@ -152,14 +154,20 @@ class PaperImputer(Imputer):
                     if not chosen.size:
                         self.status[targets, cluster] = NO_INPUTS
                         continue
-                    if network is None:
-                        network = _network(self.settings)
                     missing = inputs.missing_entries(by_gene, cells, targets, dropout, self.settings.threshold)
                     seed = np.random.SeedSequence(options.random_state, spawn_key=(cluster, number))
-                    with network.lock:
-                        losses = self._train(network, values, by_gene, targets, chosen, missing, seed)
-                        predicted, finite = self._predict(network, values, targets, chosen, missing)
-                        weights = network.model.get_weights() if keep_weights else []
+                    task = values[:, chosen], by_gene[:, targets], missing, self.settings, seed
+                    finished = _load(options.checkpoint, task)
+                    if finished is None or keep_weights:
+                        if network is None:
+                            network = _network(self.settings)
+                        with network.lock:
+                            losses = self._train(network, values, by_gene, targets, chosen, missing, seed)
+                            predicted, finite = self._predict(network, values, targets, chosen, missing)
+                            weights = network.model.get_weights() if keep_weights else []
+                        _keep(options.checkpoint, task, losses, predicted, finite)
+                    else:
+                        (losses, predicted, finite), weights = finished, []
                     self.status[targets, cluster] = np.where(finite, IMPUTED, TRAINING_FAILED)
                     sizes = {"n_targets": int(targets.size), "n_inputs": int(chosen.size)}
                     self.history.append({"cluster": str(self.names[cluster]), "subset": number, **sizes, **losses})
@@ -255,6 +263,43 @@ class PaperImputer(Imputer):
             predicted = np.maximum(np.expm1(predicted) if self.settings.log else predicted, 0.0)
         finite = np.isfinite(predicted).all(axis=0)
         return sp.csr_array(np.where(missing & finite, predicted, np.float32(0))), finite
+
+
+def _part_name(task: tuple[Any, ...]) -> str:
+    """Name of a finished network, which what it was trained on, its settings and its seed make unique."""
+    values, answers, missing, settings, seed = task
+    digest = hashlib.blake2b(repr((settings, seed.entropy, seed.spawn_key, values.shape)).encode(), digest_size=16)
+    for matrix in (values, answers):
+        for part in (matrix.data, matrix.indices, matrix.indptr):
+            digest.update(np.ascontiguousarray(part).data)
+    digest.update(np.packbits(missing).data)
+    return f"network-{digest.hexdigest()}.npz"
+
+
+def _keep(
+    checkpoint: FinishedParts | None,
+    task: tuple[Any, ...],
+    losses: dict[str, list[float]],
+    predicted: sp.csr_array,
+    finite: np.ndarray,
+) -> None:
+    """Keep what a trained network gives, if a checkpoint is asked for."""
+    if checkpoint is not None:
+        entries = {name: getattr(predicted, name) for name in ("data", "indices", "indptr")}
+        checkpoint.save(_part_name(task), {**losses, **entries, "finite": finite})
+
+
+def _load(
+    checkpoint: FinishedParts | None, task: tuple[Any, ...]
+) -> tuple[dict[str, list[float]], sp.csr_array, np.ndarray] | None:
+    """Losses, predictions and which targets are finite, if this network is finished."""
+    arrays = None if checkpoint is None else checkpoint.load(_part_name(task))
+    if arrays is None:
+        return None
+    finite = arrays.pop("finite")
+    entries = tuple(arrays.pop(name) for name in ("data", "indices", "indptr"))
+    predicted = sp.csr_array(entries, shape=(task[2].shape[0], finite.size))
+    return {name: value.tolist() for name, value in arrays.items()}, predicted, finite
 
 
 def _network(settings: PaperSettings) -> Network:
