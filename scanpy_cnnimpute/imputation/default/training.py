@@ -10,6 +10,7 @@ from weakref import WeakMethod
 import numba
 import numpy as np
 
+from ..._progress import progress_bar
 from ..backend import layer_dtype, needs_compilation, quiet_retracing
 from .architecture import COMPILING, MAX_COMPILED, build_network, initialise
 
@@ -131,8 +132,10 @@ class _Trainer:
                 best = model.get_weights()
             history["loss"].append(loss)
             history["val_loss"].append(value)
+            bar.update(self._n_steps // self._n_checks if len(history["loss"]) > 1 else 0)
 
         self._draw, self._first, self._n_threads = draw, first, numba.get_num_threads()
+        bar = progress_bar("Training the network", self._n_steps, unit="steps")
         try:
             check(float("nan"))
             trainer.fit(
@@ -144,6 +147,7 @@ class _Trainer:
                 verbose=0,
             )
         finally:
+            bar.close()
             self._draw = self._first = None
         return best, history
 
