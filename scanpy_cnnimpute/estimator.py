@@ -457,6 +457,11 @@ class CNNImputer:
     ) -> tuple[type[Imputer], FitOptions, Dropout]:
         """The imputer, its options, and the dropout probabilities of the cells."""
         check_backend()
+        if counts.totals.nnz == 0:
+            msg = (
+                f"No cell has any counts: there is nothing to fit in {counts.shape[0]} cells x {counts.shape[1]} genes."
+            )
+            raise ValueError(msg)
         kind = find_imputer(self.preset, self.estimate, self.entries)
         if kind.needs_calibrated and dropout is not None:
             if self.estimate is not None or self.entries == "all":

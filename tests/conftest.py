@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from helpers import KINDS, QUICK, simulate, unsorted, untrained
 
 if TYPE_CHECKING:
     import anndata as ad
+
+# Ten thousand cases of the nine tests of test_fuzz.py by --hypothesis-profile=large.
+hypothesis.settings.register_profile("small", max_examples=12, derandomize=True, deadline=None)
+hypothesis.settings.register_profile("large", max_examples=1_300, deadline=None)
+hypothesis.settings.load_profile("small")
 
 
 @pytest.fixture
