@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ._anndata import stores
-from ._anndata.counts import open_counts
+from ._anndata.counts import open_counts, raw_matrix
 from ._anndata.models import IMPUTE_FUNCTION, load_dropout, load_imputer
 from ._anndata.results import written_by
 from ._atomic import put_in_place
@@ -121,13 +121,16 @@ def impute_file(
                 _write(job, fit, parts, new)
         put_in_place(parts.path(f"output{job.target.suffix}"), job.target, parts.path(OLD))
         parts.remove()
-    except BaseException as error:
-        parts.close()
-        logger.warning(
-            "What is finished is kept in %s: the same command goes on from it; delete the folder to forget it.",
-            job.folder,
-        )
-        raise error from None
+    except BaseException:
+        if FITTED in parts:
+            parts.close()
+            logger.warning(
+                "What is finished is kept in %s: the same command goes on from it; delete the folder to forget it.",
+                job.folder,
+            )
+        else:
+            parts.remove()
+        raise
 
 
 def _fit(job: Job, parts: FinishedParts) -> None:
@@ -219,13 +222,9 @@ class _Fit:
         self.job, self.group = job, group
         keys = job.keywords
         self.adata = stores.with_matrices(anndata.read_h5ad(job.folder / FITTED), group, _layers(job))
-        counts = open_counts(self.adata, keys["layer"], caller="impute", integers=False)
-        if not isinstance(counts, StoredCounts):
-            msg = f"{counts.where} is not stored as rows of a matrix and cannot be read block by block."
-            raise ValueError(msg)  # noqa: TRY004 - not the type of an argument
-        self.counts, self.imputer = counts, load_imputer(self.adata, keys["key_added"])
-        dropout: Any = load_dropout(self.adata, keys["dropout_key"], counts, check=check)
-        self.dropout = dropout
+        self.counts = StoredCounts(raw_matrix(self.adata, keys["layer"]), "The counts")
+        self.imputer = load_imputer(self.adata, keys["key_added"])
+        self.dropout: Any = load_dropout(self.adata, keys["dropout_key"], self.counts, check=check)
         self._impute = BlockImputer.of(self.imputer, self.dropout, return_std=keys["return_std"])
 
     @property
