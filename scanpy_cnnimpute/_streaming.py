@@ -224,8 +224,9 @@ class _Fit:
         self.adata = stores.with_matrices(anndata.read_h5ad(job.folder / FITTED), group, _layers(job))
         self.counts = StoredCounts(raw_matrix(self.adata, keys["layer"]), "The counts")
         self.imputer = load_imputer(self.adata, keys["key_added"])
-        self.dropout: Any = load_dropout(self.adata, keys["dropout_key"], self.counts, check=check)
-        self._impute = BlockImputer.of(self.imputer, self.dropout, return_std=keys["return_std"])
+        dropout: Any = load_dropout(self.adata, keys["dropout_key"], self.counts, check=check)
+        self.dropout = dropout
+        self._impute = BlockImputer.of(self.imputer, dropout, return_std=keys["return_std"])
 
     @property
     def container(self) -> type:

@@ -17,6 +17,17 @@ hypothesis.settings.register_profile("large", max_examples=1_300, deadline=None)
 hypothesis.settings.load_profile("small")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the modules that take more than a minute")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: add --slow"))
+
+
 @pytest.fixture
 def adata() -> ad.AnnData:
     return simulate()
