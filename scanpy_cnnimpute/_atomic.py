@@ -1,42 +1,78 @@
-"""Replace a file or folder as a whole: an error or interrupt leaves the old one or the new one."""
+"""Replace a file or folder as a whole: whatever ends the process, the old one or the new one is there."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
 import shutil
-import tempfile
-from contextlib import contextmanager
-from pathlib import Path
+import stat
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+NEW, OLD, LOCK = "new", "old", "lock"
+"""What the folder beside a target holds: what is being written, what is being replaced, and who writes."""
+MAX_NAME_BYTES = 255  # of a file name on common file systems
 
 
-def temporary_folder(target: Path) -> Path:
-    """Create a folder beside the target, so that a rename stays within one file system."""
-    return Path(tempfile.mkdtemp(prefix=".scanpy-cnnimpute-", dir=target.parent))
+class InUseError(RuntimeError):
+    """Another process writes to the same place."""
+
+
+def unfinished_folder(target: Path) -> Path:
+    """Where unfinished work for a target is kept: beside it, so that a rename stays within one file system."""
+    name = f".{target.name}.scanpy-cnnimpute"
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}.scanpy-cnnimpute"
+    return target.with_name(name)
+
+
+@contextmanager
+def reserved(target: Path) -> Iterator[Path]:
+    """Hold the folder beside a target, which one process at a time can.
+
+    What a process that was killed has left there is put back or deleted, but for finished parts of long work
+    (:class:`~scanpy_cnnimpute._finished.FinishedParts`). The folder is deleted at the end, unless it holds such parts
+    or the only copy of the target.
+
+    Raises
+    ------
+    InUseError
+        If another process writes to the target.
+    """
+    folder = unfinished_folder(target)
+    handle = lock(folder)
+    try:
+        recover(target, folder)
+        yield folder
+    finally:
+        try:
+            recover(target, folder)
+            _delete_empty(folder)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a path to write to, and rename it to the target at the end; see :func:`put_in_place`."""
-    folder = temporary_folder(target)
-    new, old = folder / "new", folder / "old"
-    try:
-        yield new
-        put_in_place(new, target, old)
-    finally:
-        # What could not be put back stays.
-        if target.exists() or not old.exists():
-            shutil.rmtree(folder)
+    with reserved(target) as folder:
+        yield folder / NEW
+        put_in_place(folder / NEW, target, folder / OLD)
 
 
 def put_in_place(new: Path, target: Path, old: Path) -> None:
-    """Rename a file or folder to the target.
+    """Rename a file or folder to the target, whose mode it gets.
 
     A file is replaced in one step. A folder takes two renames: an error or interrupt between them puts the old folder
-    back, and if that fails as well, the old folder stays under the name `old`.
+    back, and if that fails as well, the old folder stays under the name `old`, from where :func:`recover` takes it.
     """
+    with suppress(FileNotFoundError):
+        new.chmod(stat.S_IMODE(target.stat().st_mode))
     try:
         if target.is_dir():
             target.rename(old)
@@ -48,9 +84,74 @@ def put_in_place(new: Path, target: Path, old: Path) -> None:
             old.rename(target)
 
 
+def recover(target: Path, folder: Path) -> None:
+    """Put back what was to be replaced and was not, and delete what is unfinished; for who holds the folder."""
+    if (folder / OLD).exists() and not target.exists():
+        (folder / OLD).rename(target)
+    for path in (folder / NEW, folder / OLD):
+        if path.exists():
+            remove(path)
+
+
+def recover_killed(target: Path) -> None:
+    """Put a target back that a process was replacing when it was killed."""
+    if not target.exists() and (unfinished_folder(target) / OLD).exists():
+        with reserved(target):
+            pass
+
+
 def remove(path: Path) -> None:
     """Delete a file or a folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def lock(folder: Path) -> int:
+    """Create a folder that only one process can hold, and open its lock; the end of the process frees it, too.
+
+    Raises
+    ------
+    InUseError
+        If another process holds it.
+    """
+    while True:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:  # deleted by the process that held it
+            continue
+        try:
+            _lock_file(handle, folder)
+            if os.fstat(handle).st_ino == (folder / LOCK).stat().st_ino:
+                return handle
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _lock_file(handle: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows has other locks; there, two processes are not told apart
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:  # a file system without locks
+            return
+        msg = f"Another process uses {folder}: wait for it, or choose another output."
+        raise InUseError(msg) from error
+
+
+def _delete_empty(folder: Path) -> None:
+    """Delete a folder that holds nothing but its lock."""
+    if {path.name for path in folder.iterdir()} <= {LOCK}:
+        (folder / LOCK).unlink()
+        # Another process may lock it in between.
+        with suppress(OSError):
+            folder.rmdir()

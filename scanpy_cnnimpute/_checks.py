@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._logging import PACKAGE_NOTE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -68,4 +70,6 @@ def warn_user(message: str) -> None:
     frame, level = inspect.currentframe(), 1
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warning = UserWarning(message)
+    warning.add_note(PACKAGE_NOTE)
+    warnings.warn(warning, stacklevel=level)

@@ -9,8 +9,13 @@ import os
 import re
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
+
+from ._atomic import InUseError
+from ._logging import PACKAGE_NOTE
+from ._process import flush, open_standard_streams, say, stopped_by_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -28,32 +33,59 @@ class _OneLineParser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
+    open_standard_streams()
+    with stopped_by_signals() as stop:
+        try:
+            code = _run(arguments)
+        except SystemExit:
+            raise
+        except BaseException as error:
+            if not isinstance(error, Exception | KeyboardInterrupt):
+                raise
+            if stop.signal is not None or isinstance(error, KeyboardInterrupt):
+                say(f"scanpy-cnnimpute: {stop.message}")
+                code = stop.code
+            else:
+                say(f"scanpy-cnnimpute: error: {_description(error)}")
+                code = 1
+        finally:
+            lost = flush(sys.stdout)
+            if lost is not None:
+                say(f"scanpy-cnnimpute: error: standard output cannot be written to: {lost.strerror}")
+            flush(sys.stderr)
+    return code or (0 if lost is None else 1)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     # TensorFlow reads this when it is imported; 3 leaves errors only.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.addFilter(logging.Filter("scanpy_cnnimpute"))
+    logging.basicConfig(format="%(message)s", handlers=[handler])
+    logging.raiseExceptions = False  # of messages that cannot be written
     logging.getLogger("scanpy_cnnimpute").setLevel(logging.WARNING if options.quiet else logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("default", UserWarning)
-            warnings.showwarning = _show_warning
-            options.run(options)
-    except KeyboardInterrupt:
-        print("scanpy-cnnimpute: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        expected = isinstance(error, OSError | ValueError | TypeError | KeyError | NotImplementedError | ImportError)
-        # str(KeyError) quotes the message.
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        kind = "" if expected else f"{type(error).__name__}: "
-        print(f"scanpy-cnnimpute: error: {kind}{_one_line(text)}", file=sys.stderr)
-        return 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _show_warning
+        options.run(options)
     return 0
 
 
+def _description(error: BaseException) -> str:
+    """An error in one line; the kind of one that is not expected is told."""
+    expected = OSError | ValueError | TypeError | KeyError | NotImplementedError | ImportError | InUseError
+    # str(KeyError) quotes the message.
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    kind = "" if isinstance(error, expected) else f"{type(error).__name__}: "
+    return f"{kind}{_one_line(text)}"
+
+
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {_one_line(message)}", file=sys.stderr)
+    """Show a warning of this package; those of libraries say nothing to users of the command line."""
+    if PACKAGE_NOTE in getattr(message, "__notes__", ()):
+        say(f"warning: {_one_line(message)}")
 
 
 def _one_line(text: object) -> str:
@@ -229,20 +261,22 @@ def _impute(options: argparse.Namespace) -> None:
     if options.dry_run:
         _estimate(options)
         return
-    _check_output(options)
+    files.check_suffix(options.output)
+    files.check_output(options.output, force=options.force)
     if _is_streamed(options):
         _impute_by_blocks(options)
         return
-    adata = files.read(options.input)
-    check_dtype(adata, options.layer, options.dtype)
-    keywords = _keywords(options) | {"mask_var": _selected_genes(options, adata.var)}
-    keywords["key_added"] = keywords["key_added"] or DEFAULT_KEYS[options.entries]
-    _start_keras(options.n_jobs)
-    pp.cnn_impute(adata, **keywords, verbose=not options.quiet)
-    for name in written_layers(keywords):
-        if name in adata.layers:
-            adata.layers[name] = as_dtype(adata.layers[name], options.dtype)
-    files.write(adata, options.output, force=options.force)
+    with files.replacing(options.output, force=options.force) as new:
+        adata = files.read(options.input)
+        check_dtype(adata, options.layer, options.dtype)
+        keywords = _keywords(options) | {"mask_var": _selected_genes(options, adata.var)}
+        keywords["key_added"] = keywords["key_added"] or DEFAULT_KEYS[options.entries]
+        _start_keras(options.n_jobs)
+        pp.cnn_impute(adata, **keywords, verbose=not options.quiet)
+        for name in written_layers(keywords):
+            if name in adata.layers:
+                adata.layers[name] = as_dtype(adata.layers[name], options.dtype)
+        files.write(adata, new, options.output)
 
 
 def _estimate(options: argparse.Namespace) -> None:
@@ -341,29 +375,23 @@ def _dropout(options: argparse.Namespace) -> None:
     from . import pp
     from ._anndata import files
 
-    _check_output(options)
-    adata = files.read(options.input)
-    pp.dropout_prob(adata, **_keywords(options))
-    files.write(adata, options.output, force=options.force)
-
-
-def _check_output(options: argparse.Namespace) -> None:
-    from ._anndata import files
-
     files.check_suffix(options.output)
-    files.check_output(options.output, force=options.force)
+    with files.replacing(options.output, force=options.force) as new:
+        adata = files.read(options.input)
+        pp.dropout_prob(adata, **_keywords(options))
+        files.write(adata, new, options.output)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from . import tl
     from ._anndata import files
-    from ._atomic import replacing
 
-    csv = None if options.csv is None else files.check_output(options.csv, force=options.force)
-    table = tl.eval_clusters(files.read(options.input), **_keywords(options))
-    _print(table)
-    if csv is not None:
-        with replacing(csv) as new:
+    with ExitStack() as stack:
+        if options.csv is not None:
+            new = stack.enter_context(files.replacing(options.csv, force=options.force, is_text=True))
+        table = tl.eval_clusters(files.read(options.input), **_keywords(options))
+        _print(table)
+        if options.csv is not None:
             table.to_csv(new, index_label="clustering")
 
 
@@ -372,18 +400,21 @@ def _demo(options: argparse.Namespace) -> None:
     from ._anndata import files
     from ._anndata.counts import layer_names
 
-    _check_output(options)
-    adata = datasets.five_cell_lines()
-    print(f"Bundled data: {adata.n_obs} cells x {adata.n_vars} genes of five human cell lines (CEL-seq2).")
-    tl.cluster(adata)
-    pp.dropout_prob(adata)
-    _start_keras()
-    pp.cnn_impute(adata, verbose=not options.quiet)
-    table = tl.eval_clusters(adata, label_key="cell_line", layers=[None, "cnn_imputed"])
-    table.index = ["before (X)", "after (layer cnn_imputed)"]
-    _print(table)
-    files.write(adata, options.output, force=options.force)
-    print(f"Wrote {options.output}: layers {layer_names(adata)}.")
+    files.check_suffix(options.output)
+    with files.replacing(options.output, force=options.force) as new:
+        adata = datasets.five_cell_lines()
+        if not options.quiet:
+            print(f"Bundled data: {adata.n_obs} cells x {adata.n_vars} genes of five human cell lines (CEL-seq2).")
+        tl.cluster(adata)
+        pp.dropout_prob(adata)
+        _start_keras()
+        pp.cnn_impute(adata, verbose=not options.quiet)
+        table = tl.eval_clusters(adata, label_key="cell_line", layers=[None, "cnn_imputed"])
+        table.index = ["before (X)", "after (layer cnn_imputed)"]
+        _print(table)
+        files.write(adata, new, options.output)
+    if not options.quiet:
+        print(f"Wrote {options.output}: layers {layer_names(adata)}.")
 
 
 def _print(table: pd.DataFrame) -> None:

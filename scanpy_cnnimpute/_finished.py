@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._atomic import remove
+from ._atomic import LOCK, NEW, OLD, lock, remove
 from ._logging import logger
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEY = "key.json"
-LOCK = "lock"
 UNFINISHED = "unfinished"
 
 
@@ -45,13 +44,12 @@ class FinishedParts:
 
     def __init__(self, folder: Path, key: Mapping[str, Any], *, restart: bool = False) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        known = self._known_key()
-        foreign = [path.name for path in folder.iterdir() if path.name not in {KEY, LOCK}] if known is None else []
+        foreign = self._foreign_files()
         if foreign:
             msg = f"{folder} holds other files, such as {foreign[0]!r}: choose a folder that is empty or not there."
             raise FileExistsError(msg)
-        self._lock = _lock(folder / LOCK)
+        self._lock = lock(folder)
+        known = self._known_key()
         for path in folder.glob(f"{UNFINISHED}-*"):
             remove(path)
         wanted = json.loads(json.dumps(key))
@@ -66,6 +64,13 @@ class FinishedParts:
             return json.loads((self.folder / KEY).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+
+    def _foreign_files(self) -> list[str]:
+        """Files that are there without a key, but for those of a process that was killed before it wrote one."""
+        if not self.folder.exists() or self._known_key() is not None:
+            return []
+        names = [path.name for path in self.folder.iterdir()]
+        return [name for name in names if name not in {LOCK, NEW, OLD} and not name.startswith(f"{UNFINISHED}-")]
 
     def __contains__(self, name: str) -> bool:
         return self.path(name).exists()
@@ -95,15 +100,16 @@ class FinishedParts:
         return writing(self.path(name))
 
     def clear(self) -> None:
-        """Delete all parts."""
-        for path in self.folder.iterdir():
-            if path.name != LOCK:
+        """Delete all parts; the key is the last, since without it the others are foreign."""
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == KEY):
+            if path.name not in {LOCK, OLD}:  # the old output may be the only one
                 remove(path)
 
     def remove(self) -> None:
         """Delete the folder."""
-        self.close()
+        self.clear()
         remove(self.folder)
+        self.close()
 
     def close(self) -> None:
         """Let other processes use the folder."""
@@ -130,19 +136,3 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write arrays to a file, which :meth:`FinishedParts.load` reads."""
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **{name: np.asarray(value) for name, value in arrays.items()})
-
-
-def _lock(path: Path) -> int:
-    """Open a file that only one process can hold; its end, however it comes, frees it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        import fcntl
-    except ImportError:  # Windows has other locks; there, two processes are not told apart
-        return handle
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        msg = f"Another process uses {path.parent}: wait for it, or choose another output."
-        raise RuntimeError(msg) from error
-    return handle

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._atomic import replacing
+from ._atomic import recover_killed, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,23 +16,35 @@ if TYPE_CHECKING:
 FORMAT = 4  # raised when earlier versions cannot be read any more
 DESCRIPTION = "imputer.json"
 ARRAYS = "arrays.npz"
+CONTENT = {DESCRIPTION, ARRAYS}
 
 
 def save(path: Path, description: dict[str, Any], arrays: Mapping[str, np.ndarray], *, overwrite: bool) -> None:
     """Write the folder as a whole."""
-    if path.exists() and not (overwrite and (path / DESCRIPTION).is_file()):
-        msg = f"{path} exists. Pass overwrite=True to replace a saved imputer, or choose another folder."
+    text = json.dumps({"format": FORMAT, **description})
+    place = path.resolve()
+    recover_killed(place)
+    if place.exists() and not (overwrite and _is_saved(place)):
+        msg = (
+            f"{path} exists. Pass overwrite=True to replace a folder that holds a saved imputer and nothing else, or "
+            "choose another folder."
+        )
         raise FileExistsError(msg)
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as new:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(place) as new:
         new.mkdir()
         np.savez(new / ARRAYS, allow_pickle=False, **arrays)
-        (new / DESCRIPTION).write_text(json.dumps({"format": FORMAT, **description}), encoding="utf-8")
+        (new / DESCRIPTION).write_text(text, encoding="utf-8")
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether a folder holds a saved imputer, which may be damaged, and nothing else."""
+    return path.is_dir() and (path / DESCRIPTION).is_file() and {each.name for each in path.iterdir()} <= CONTENT
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Description and arrays; nothing is unpickled, and nothing outside the folder is read."""
+    recover_killed(path.resolve())
     for name in (DESCRIPTION, ARRAYS):
         if (path / name).is_symlink():
             msg = f"{path} holds no readable CNNImputer: {name} is a link to another place."

@@ -15,7 +15,7 @@ from ._anndata import stores
 from ._anndata.counts import open_counts, raw_matrix
 from ._anndata.models import IMPUTE_FUNCTION, load_dropout, load_imputer
 from ._anndata.results import written_by
-from ._atomic import put_in_place
+from ._atomic import OLD, put_in_place, reserved, unfinished_folder
 from ._counts import StoredCounts
 from ._finished import FinishedParts, save_arrays, writing
 from ._logging import logger
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-FITTED, OLD = "fitted.h5ad", "old"
+FITTED = "fitted.h5ad"
 LIBRARY_BYTES = 10**9
 """Of a process that has trained a network with TensorFlow on few cells."""
 MAX_EXACT = {"float16": 2**11}
@@ -61,7 +61,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where finished parts are kept, beside the output."""
-        return self.target.with_name(f".{self.target.name}.scanpy-cnnimpute")
+        return unfinished_folder(self.target)
 
     def layer_names(self) -> list[str]:
         """Layers that are written."""
@@ -109,8 +109,8 @@ def impute_file(
     ValueError
         If the input cannot be read by blocks, or its counts are not exact in the type that is asked for.
     """
-    if (job.folder / OLD).exists() and not job.target.exists():
-        (job.folder / OLD).rename(job.target)  # the process was killed between two renames
+    with reserved(job.target):
+        pass  # puts back what a process was replacing when it was killed
     parts = FinishedParts(job.folder, job.key(), restart=restart)
     try:
         with show_progress(verbose):
@@ -208,6 +208,12 @@ def memory_of_machine() -> int:
 def bytes_in_memory(source: Path, layer: str | None) -> int:
     """Most bytes that a run takes which holds everything: counts, result and libraries."""
     with stores.opened(source) as group:
+        if layer is None and "X" not in group:
+            msg = f"{source} has no X. Pass --layer, one of {list(group.get('layers', {}))}."
+            raise KeyError(msg)
+        if layer is not None and layer not in group.get("layers", {}):
+            msg = f"layer={layer!r} is not in adata.layers. Available: {list(group.get('layers', {}))}."
+            raise KeyError(msg)
         matrix = group["X"] if layer is None else group["layers"][layer]
         n_cells, n_genes = stores.matrix_of(matrix).shape
         layers = group.get("layers", {})

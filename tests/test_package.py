@@ -42,6 +42,8 @@ import json, sys
 import scanpy
 before = set(sys.modules)
 import scanpy_cnnimpute
+for name in scanpy_cnnimpute.__all__:
+    getattr(scanpy_cnnimpute, name)
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
 

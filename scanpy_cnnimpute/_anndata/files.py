@@ -1,21 +1,28 @@
-"""Read and write AnnData files. Errors name the file; a file is never half written."""
+"""Read and write AnnData files. Errors name the file; a file is never half written, and nothing else is replaced."""
 
 from __future__ import annotations
 
 import json
+import unicodedata
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import anndata
 
-from .._atomic import replacing, temporary_folder
+from .. import _atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from anndata import AnnData
 
 SUFFIXES = (".h5ad", ".zarr")
 ZARR_ATTRIBUTES = (".zattrs", "zarr.json")  # files with the attributes of a store: zarr formats 2 and 3
+STORE_CONTENT = {"X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"}
+STORE_CONTENT |= {*ZARR_ATTRIBUTES, ".zgroup", ".zmetadata"}
+"""What the folder of an AnnData store holds."""
+READ_BYTES = 2**20  # of a text that is looked at at a time
 
 
 def check_suffix(path: Path) -> None:
@@ -26,11 +33,15 @@ def check_suffix(path: Path) -> None:
 
 
 def check_input(path: Path) -> None:
-    """Refuse a name of another kind, and what is not there."""
+    """Refuse a name of another kind, what is not there, and what is neither a regular file nor a store."""
     check_suffix(path)
+    _atomic.recover_killed(_place(path))
     if not path.exists():
         msg = f"{path} does not exist."
         raise FileNotFoundError(msg)
+    if not (path.is_dir() if path.suffix == ".zarr" else path.is_file()):
+        msg = f"{path} is not a {'folder, as zarr stores are' if path.suffix == '.zarr' else 'regular file'}."
+        raise ValueError(msg)
 
 
 def read(path: Path) -> AnnData:
@@ -43,33 +54,107 @@ def read(path: Path) -> AnnData:
         raise ValueError(msg) from error
 
 
-def check_output(path: Path, *, force: bool) -> Path:
-    """Check before the work that an output can be written; returns its place, symbolic links followed.
+def check_output(path: Path, *, force: bool, is_text: bool = False) -> Path:
+    """Check before the work that an output can be written; see :func:`replacing`. Returns its place."""
+    with replacing(path, force=force, is_text=is_text, is_check=True):
+        return _place(path)
 
-    ``force=True`` permits to replace a regular file, or for ``.zarr`` an AnnData store; never another folder, a pipe
-    or a device.
+
+@contextmanager
+def replacing(path: Path, *, force: bool, is_text: bool = False, is_check: bool = False) -> Iterator[Path]:
+    """Yield a path to write an output to, which gets its name at the end; symbolic links are followed.
+
+    Parameters
+    ----------
+    path
+        The output, which no other process can write to meanwhile.
+    force
+        Permit to replace an AnnData file or store, or a text; never another file, folder, pipe or device.
+    is_text
+        Whether the output is a text.
+    is_check
+        Write nothing.
+
+    Raises
+    ------
+    FileExistsError
+        If there is something that is not replaced.
+    FileNotFoundError, PermissionError
+        If there is no folder for the output, or it cannot be written to.
+    InUseError
+        If another process writes to the output.
     """
-    if path.exists():
-        if not force:
-            msg = f"{path} exists. Pass --force to replace it."
-            raise FileExistsError(msg)
-        if not (_is_anndata_store(path) if path.suffix == ".zarr" else path.is_file()):
-            kind = "an AnnData zarr store" if path.suffix == ".zarr" else "a regular file"
-            msg = f"{path} is not {kind} and is not replaced, not even with --force. Choose another name or remove it."
-            raise FileExistsError(msg)
-    target = path.resolve()
+    _check_replaced(path, force=force, is_text=is_text)
+    target = _place(path)
     if not target.parent.is_dir():
         msg = f"{path}: the folder {target.parent} does not exist."
         raise FileNotFoundError(msg)
+    with ExitStack() as stack:
+        try:
+            place = stack.enter_context((_atomic.reserved if is_check else _atomic.replacing)(target))
+        except OSError as error:
+            msg = f"{path}: the folder {target.parent} cannot be written to ({error.strerror})."
+            raise PermissionError(msg) from error
+        # Again: another process may have made one, or one that was killed has been put back.
+        _check_replaced(path, force=force, is_text=is_text)
+        yield place
+        if not is_check:
+            _check_replaced(path, force=force, is_text=is_text)
+
+
+def _place(path: Path) -> Path:
     try:
-        temporary_folder(target).rmdir()
-    except OSError as error:
-        msg = f"{path}: the folder {target.parent} cannot be written to ({error.strerror})."
-        raise PermissionError(msg) from error
-    return target
+        return path.resolve()
+    except RuntimeError as error:  # Python < 3.13 says so of links that lead to themselves
+        raise OSError(str(error)) from error
+
+
+def _check_replaced(path: Path, *, force: bool, is_text: bool) -> None:
+    """Refuse to replace what is there without `force`, or of another kind."""
+    if not path.exists():
+        return
+    if not force:
+        msg = f"{path} exists. Pass --force to replace it."
+        raise FileExistsError(msg)
+    if is_text:
+        kind, is_same = "a text file", path.is_file() and _is_text(path)
+    elif path.suffix == ".zarr":
+        kind, is_same = "an AnnData zarr store alone", path.is_dir() and _is_anndata_store(path)
+    else:
+        kind, is_same = "an AnnData h5ad file", path.is_file() and _is_anndata_file(path)
+    if not is_same:
+        msg = f"{path} is not {kind} and is not replaced, not even with --force. Choose another name or remove it."
+        raise FileExistsError(msg)
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file has no control characters but those of texts."""
+    with path.open(encoding="utf-8", errors="strict") as file:
+        try:
+            while part := file.read(READ_BYTES):
+                if any(unicodedata.category(letter) == "Cc" and not letter.isspace() for letter in set(part)):
+                    return False
+        except UnicodeDecodeError:
+            return False
+    return True
+
+
+def _is_anndata_file(path: Path) -> bool:
+    import h5py
+
+    try:
+        if not h5py.is_hdf5(path):
+            return False
+        with h5py.File(path, mode="r", locking=False) as file:
+            return file.attrs.get("encoding-type") == "anndata"
+    except Exception:  # h5py raises a dozen kinds for damaged files
+        return False
 
 
 def _is_anndata_store(path: Path) -> bool:
+    """Whether a folder is an AnnData store that holds nothing else."""
+    if not {each.name for each in path.iterdir()} <= STORE_CONTENT:
+        return False
     for file in (path / name for name in ZARR_ATTRIBUTES):
         try:
             content = json.loads(file.read_bytes())
@@ -81,11 +166,13 @@ def _is_anndata_store(path: Path) -> bool:
     return False
 
 
-def write(adata: AnnData, path: Path, *, force: bool) -> None:
-    """Write an h5ad file or zarr store; the destination is complete or untouched."""
-    check_suffix(path)
-    with replacing(check_output(path, force=force)) as new:
-        if path.suffix == ".h5ad":
+def write(adata: AnnData, new: Path, output: Path) -> None:
+    """Write an h5ad file or zarr store to a new path, of the kind and for the errors of the output."""
+    try:
+        if output.suffix == ".h5ad":
             adata.write_h5ad(new, compression="gzip")
         else:
             adata.write_zarr(new)
+    except (OSError, RuntimeError) as error:  # h5py raises both when a disk is full
+        msg = f"{output} cannot be written: {error}"
+        raise OSError(msg) from error
