@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +10,7 @@ if TYPE_CHECKING:
     from ._estimate import estimate
     from .estimator import CNNImputer
 
-__version__ = version("scanpy-cnnimpute")
+    __version__: str
 
 __all__ = ["CNNImputer", "datasets", "estimate", "get", "metrics", "pl", "pp", "tl"]
 
@@ -21,6 +20,10 @@ _MODULES = {"CNNImputer": ".estimator", "estimate": "._estimate"}
 
 def __getattr__(name: str) -> Any:
     """Import what is used: anndata alone takes seconds, in which the command line could not be interrupted."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("scanpy-cnnimpute")
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
@@ -30,4 +33,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ._atomic import InUseError
 from ._logging import PACKAGE_NOTE
-from ._process import flush, open_standard_streams, say, stopped_by_signals
+from ._process import flush, open_standard_streams, say, start_keras, stopped_by_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -30,33 +30,42 @@ class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help, where an error is one, or a message on stderr."""
+        if file is sys.stdout:
+            file.write(message)
+        else:
+            say(message.removesuffix("\n"))
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     open_standard_streams()
     with stopped_by_signals() as stop:
+        ended = None
         try:
-            code = _run(arguments)
-        except SystemExit:
-            raise
-        except BaseException as error:
-            if not isinstance(error, Exception | KeyboardInterrupt):
-                raise
+            _run(arguments)
+            code = 0
+        except SystemExit as error:  # of the parser
+            ended, code = error, int(error.code or 0)
+        except (Exception, KeyboardInterrupt) as error:
             if stop.signal is not None or isinstance(error, KeyboardInterrupt):
                 say(f"scanpy-cnnimpute: {stop.message}")
                 code = stop.code
             else:
                 say(f"scanpy-cnnimpute: error: {_description(error)}")
                 code = 1
-        finally:
-            lost = flush(sys.stdout)
-            if lost is not None:
-                say(f"scanpy-cnnimpute: error: standard output cannot be written to: {lost.strerror}")
-            flush(sys.stderr)
-    return code or (0 if lost is None else 1)
+        lost = flush(sys.stdout)
+        if lost is not None and code == 0:
+            say(f"scanpy-cnnimpute: error: standard output cannot be written to: {lost.strerror}")
+            return 1
+        flush(sys.stderr)
+    if ended is not None:
+        raise ended
+    return code
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(arguments: Sequence[str] | None) -> None:
     # TensorFlow reads this when it is imported; 3 leaves errors only.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     options = _parser().parse_args(arguments)
@@ -70,7 +79,6 @@ def _run(arguments: Sequence[str] | None) -> int:
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = _show_warning
         options.run(options)
-    return 0
 
 
 def _description(error: BaseException) -> str:
@@ -90,27 +98,6 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())
-
-
-def _start_keras(n_jobs: int | None = None) -> None:
-    """Import Keras and list devices while stderr is closed to TensorFlow's C++ messages, which no setting silences."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            import keras
-
-            from ._threads import limit_keras
-
-            limit_keras(n_jobs)
-            if keras.backend.backend() == "tensorflow":
-                keras.distribution.list_devices()
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-    # TensorFlow warns of new input shapes, which clusters of different sizes have.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -271,7 +258,7 @@ def _impute(options: argparse.Namespace) -> None:
         check_dtype(adata, options.layer, options.dtype)
         keywords = _keywords(options) | {"mask_var": _selected_genes(options, adata.var)}
         keywords["key_added"] = keywords["key_added"] or DEFAULT_KEYS[options.entries]
-        _start_keras(options.n_jobs)
+        start_keras(options.n_jobs)
         pp.cnn_impute(adata, **keywords, verbose=not options.quiet)
         for name in written_layers(keywords):
             if name in adata.layers:
@@ -292,7 +279,7 @@ def _estimate(options: argparse.Namespace) -> None:
     files.check_input(options.input)
     with stores.opened(options.input) as group:
         genes = _selected_genes(options, stores.without_matrices(group).var)
-    _start_keras(options.n_jobs)
+    start_keras(options.n_jobs)
     names = {name for kind in (DefaultSettings, DenoisedSettings, ConditionalSettings) for name in kind.names()}
     settings = {name: value for name, value in _keywords(options).items() if name in names and value is not None}
     found = estimate(
@@ -340,7 +327,7 @@ def _impute_by_blocks(options: argparse.Namespace) -> None:
         genes = _selected_genes(options, stores.without_matrices(group).var)
     keywords = _keywords(options) | {"mask_var": genes if genes is None or isinstance(genes, str) else genes.tolist()}
     keywords["key_added"] = keywords["key_added"] or DEFAULT_KEYS[options.entries]
-    _start_keras(options.n_jobs)
+    start_keras(options.n_jobs)
     impute_file(
         Job(
             source=options.input.resolve(),
@@ -407,7 +394,7 @@ def _demo(options: argparse.Namespace) -> None:
             print(f"Bundled data: {adata.n_obs} cells x {adata.n_vars} genes of five human cell lines (CEL-seq2).")
         tl.cluster(adata)
         pp.dropout_prob(adata)
-        _start_keras()
+        start_keras()
         pp.cnn_impute(adata, verbose=not options.quiet)
         table = tl.eval_clusters(adata, label_key="cell_line", layers=[None, "cnn_imputed"])
         table.index = ["before (X)", "after (layer cnn_imputed)"]

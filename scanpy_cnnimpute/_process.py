@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Stop:
 def stopped_by_signals() -> Iterator[Stop]:
     """Raise a KeyboardInterrupt when a signal asks the process to end; signals that it was told to ignore stay so."""
     stop = Stop()
+    timers: list[threading.Timer] = []
 
     def handle(number: int, _: Any) -> None:
         stop.signal = number
@@ -50,9 +53,9 @@ def stopped_by_signals() -> Iterator[Stop]:
         if not issubclass(lost.exc_type, KeyboardInterrupt) or stop.signal is None:
             unraisable(lost)
             return
-        timer = threading.Timer(RETRY, os.kill, (os.getpid(), stop.signal))
-        timer.daemon = True
-        timer.start()
+        timers.append(threading.Timer(RETRY, os.kill, (os.getpid(), stop.signal)))
+        timers[-1].daemon = True
+        timers[-1].start()
 
     if threading.current_thread() is not threading.main_thread():  # has no signals
         yield stop
@@ -65,6 +68,8 @@ def stopped_by_signals() -> Iterator[Stop]:
                 signal.signal(number, handle)
         yield stop
     finally:
+        for timer in timers:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         sys.unraisablehook = unraisable
@@ -103,3 +108,24 @@ def flush(stream: Any) -> OSError | None:
             os.close(nowhere)
         return error
     return None
+
+
+def start_keras(n_jobs: int | None = None) -> None:
+    """Import Keras and list devices while stderr is closed to TensorFlow's C++ messages, which no setting silences."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            import keras
+
+            from ._threads import limit_keras
+
+            limit_keras(n_jobs)
+            if keras.backend.backend() == "tensorflow":
+                keras.distribution.list_devices()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    # TensorFlow warns of new input shapes, which clusters of different sizes have.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)

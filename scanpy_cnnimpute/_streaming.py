@@ -19,8 +19,9 @@ from ._atomic import OLD, put_in_place, reserved, unfinished_folder
 from ._counts import StoredCounts
 from ._finished import FinishedParts, save_arrays, writing
 from ._logging import logger
+from ._process import start_keras
 from ._progress import progress_bar, show_progress
-from ._threads import one_block_at_a_time
+from ._threads import one_block_at_a_time, worker_threads
 from .dropout import ModelledDropout
 from .imputation import find_imputer
 from .imputation.assemble import result_container
@@ -297,6 +298,8 @@ _of_worker: dict[str, tuple[ExitStack, _Fit]] = {}
 
 def _impute_on_worker(job: Job, number: int) -> int:
     """Impute a block and keep it in the folder of the job; returns its number."""
+    if not _of_worker:
+        start_keras(worker_threads())
     with one_block_at_a_time():
         identity = repr(job) + str((job.folder / FITTED).stat().st_mtime_ns)
         if identity not in _of_worker:

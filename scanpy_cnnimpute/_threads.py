@@ -100,7 +100,7 @@ def one_block_at_a_time() -> Iterator[None]:
 
     A worker of Dask's distributed scheduler uses as many threads as it was given, so that workers do not fight.
     """
-    n_threads = _worker_threads()
+    n_threads = worker_threads()
     with _one_block:
         if n_threads is not None:
             _limit_keras_once(n_threads)
@@ -108,7 +108,7 @@ def one_block_at_a_time() -> Iterator[None]:
             yield
 
 
-def _worker_threads() -> int | None:
+def worker_threads() -> int | None:
     """Threads of the Dask worker that this process is; None outside."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
