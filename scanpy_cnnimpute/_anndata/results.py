@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_NAME_BYTES = 255  # of a file name on common file systems, and so of a key in zarr
 MAX_COLUMN_BYTES = 80  # of a cluster in a column name; h5ad keeps all column names of a table in one attribute of 64 kB
 # Names with a meaning of their own: folders, anndata's index of a table, zarr's metadata.
-RESERVED_NAMES = {"", ".", "..", "_index", ".zarray", ".zattrs", ".zgroup", "zarr.json"}
+RESERVED_NAMES = {"", ".", "..", "_index", ".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"}
 
 
 class Results:
