@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import inspect
 import logging
 import os
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 say(f"scanpy-cnnimpute: error: {_description(error)}")
                 code = 1
+        if code:
+            gc.collect()  # files that could not be written fail again when they are closed, which nobody has to see
         lost = flush(sys.stdout)
         if lost is not None and code == 0:
             say(f"scanpy-cnnimpute: error: standard output cannot be written to: {lost.strerror}")

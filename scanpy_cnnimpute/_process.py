@@ -50,8 +50,8 @@ def stopped_by_signals() -> Iterator[Stop]:
         raise KeyboardInterrupt
 
     def try_again(lost: Any) -> None:
+        # Others say nothing to users: h5py has one for each open object when a disk is full.
         if not issubclass(lost.exc_type, KeyboardInterrupt) or stop.signal is None:
-            unraisable(lost)
             return
         timers.append(threading.Timer(RETRY, os.kill, (os.getpid(), stop.signal)))
         timers[-1].daemon = True

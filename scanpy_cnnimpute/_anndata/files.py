@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import unicodedata
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -22,6 +24,8 @@ ZARR_ATTRIBUTES = (".zattrs", "zarr.json")  # files with the attributes of a sto
 STORE_CONTENT = {"X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"}
 STORE_CONTENT |= {*ZARR_ATTRIBUTES, ".zgroup", ".zmetadata"}
 """What the folder of an AnnData store holds."""
+SPACE_FACTOR, SPACE_BYTES = 2, 2**24
+"""Of an AnnData in memory, and besides: its file takes less, be it incompressible or of many small parts."""
 READ_BYTES = 2**20  # of a text that is looked at at a time
 
 
@@ -169,10 +173,23 @@ def _is_anndata_store(path: Path) -> bool:
 def write(adata: AnnData, new: Path, output: Path) -> None:
     """Write an h5ad file or zarr store to a new path, of the kind and for the errors of the output."""
     try:
-        if output.suffix == ".h5ad":
+        if output.suffix == ".zarr":
+            adata.write_zarr(new)
+        elif shutil.disk_usage(new.parent).free > SPACE_FACTOR * adata.__sizeof__() + SPACE_BYTES:
             adata.write_h5ad(new, compression="gzip")
         else:
-            adata.write_zarr(new)
+            new.write_bytes(_h5ad_in_memory(adata))
     except (OSError, RuntimeError) as error:  # h5py raises both when a disk is full
         msg = f"{output} cannot be written: {error}"
         raise OSError(msg) from error
+
+
+def _h5ad_in_memory(adata: AnnData) -> memoryview:
+    """The content of an h5ad file, for a disk that may be full soon: libhdf5 ends the process when it is."""
+    import h5py
+
+    content = io.BytesIO()
+    adata.strings_to_categoricals()
+    with h5py.File(content, mode="w") as file:
+        anndata.io.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+    return content.getbuffer()
