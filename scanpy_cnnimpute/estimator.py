@@ -477,7 +477,7 @@ class CNNImputer:
         _refuse_unused(kind, fitted, count_type=None if self.count_type == "auto" else self.count_type)
         self._imputer, self._model, self.genes_ = None, None, names
         # A number is a property of the protocol, an array one of these cells.
-        self._capture_efficiency = None if isinstance(capture_efficiency, np.ndarray | list) else capture_efficiency
+        self._capture_efficiency = _plain_efficiency(capture_efficiency)
         if fitted is not None:
             efficiency, count_type = _efficiency(capture_efficiency, counts), self.count_type
             if fitted.counts_molecules:
@@ -634,6 +634,15 @@ def _columns(dropout: Any, shape: tuple[int, int], order: np.ndarray | None) -> 
         msg = f"dropout has shape {matrix.shape}, X has {shape}."
         raise ValueError(msg)
     return matrix if order is None else matrix[:, order]
+
+
+def _plain_efficiency(capture_efficiency: Any) -> float | str | None:
+    """What is saved of a capture efficiency: text or a plain number, and nothing of an array."""
+    if capture_efficiency is None or isinstance(capture_efficiency, str):
+        return capture_efficiency
+    if np.ndim(capture_efficiency):
+        return None
+    return float(check_number("capture_efficiency", capture_efficiency, float))
 
 
 def _efficiency(capture_efficiency: float | str | np.ndarray | None, counts: Counts) -> np.ndarray | None:

@@ -429,3 +429,19 @@ def test_values_that_json_or_files_cannot_hold_are_refused(value: Any) -> None:
     for name in ("random_state", "n_steps", "learning_rate"):
         with pytest.raises((TypeError, ValueError), match=name):
             scnn.CNNImputer(**{name: value})
+
+
+def test_what_is_saved_of_a_capture_efficiency_is_a_plain_number(tmp_path: Path) -> None:
+    counts = simulate().X
+    imputer = scnn.CNNImputer(n_steps=1, verbose=False).fit(counts, capture_efficiency=np.float32(0.5))
+    imputer.save(tmp_path / "m")
+    np.testing.assert_array_equal(
+        scnn.CNNImputer.load(tmp_path / "m").transform(counts).toarray(), imputer.transform(counts).toarray()
+    )
+    with pytest.raises(TypeError, match=r"capture_efficiency=b'0\.5' has type bytes"):
+        scnn.CNNImputer(n_steps=1, verbose=False).fit(counts, capture_efficiency=b"0.5")  # type: ignore[arg-type]
+
+
+def test_a_layer_that_is_not_read_is_a_name(adata: ad.AnnData) -> None:
+    with pytest.raises(TypeError, match="layer has type bytes"):
+        scnn.tl.cluster(adata, use_rep="X_latent", layer=b"2")  # type: ignore[arg-type]

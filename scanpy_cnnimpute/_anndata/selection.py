@@ -27,7 +27,7 @@ def selected_genes(adata: AnnData, mask_var: Any) -> np.ndarray:
         raise ValueError(msg)
     if isinstance(values, list | tuple):
         values = np.asarray(values)
-    if not pd.api.types.is_bool_dtype(values) or pd.isna(values).any():
+    if not pd.api.types.is_bool_dtype(values) or np.any(pd.isna(values)):
         kind = getattr(values, "dtype", type(values).__name__)
         msg = f"{where} has type {kind}, expected True or False for each gene, and no missing values."
         raise TypeError(msg)

@@ -106,6 +106,8 @@ def cluster(
     check_adata(adata, caller="tl.cluster")
     clusterer = Clusterer(method=method, n_clusters=n_clusters, resolution=resolution, random_state=random_state)
     check_keys(key_added=key_added)
+    if layer is not None:
+        check_key("layer", layer)  # recorded, even where it is not read
     adata = adata.copy() if copy else adata
     source = get_counts(adata, layer, caller="tl.cluster") if use_rep is None else check_key("use_rep", use_rep)
     _cluster_and_write(adata, source, clusterer, layer=layer, key_added=key_added)
