@@ -51,8 +51,10 @@ def reserved(target: Path) -> Iterator[Path]:
         yield folder
     finally:
         try:
-            recover(target, folder)
-            _delete_empty(folder)
+            _clean_up(target, folder)
+        except BaseException:  # an interrupt that comes now does not leave the rest
+            _clean_up(target, folder)
+            raise
         finally:
             os.close(handle)
 
@@ -148,10 +150,13 @@ def _lock_file(handle: int, folder: Path) -> None:
         raise InUseError(msg) from error
 
 
-def _delete_empty(folder: Path) -> None:
-    """Delete a folder that holds nothing but its lock."""
+def _clean_up(target: Path, folder: Path) -> None:
+    """Put back or delete what a process has left, and the folder, if it then holds nothing but its lock."""
+    if not folder.exists():
+        return
+    recover(target, folder)
     if {path.name for path in folder.iterdir()} <= {LOCK}:
-        (folder / LOCK).unlink()
+        (folder / LOCK).unlink(missing_ok=True)
         # Another process may lock it in between.
         with suppress(OSError):
             folder.rmdir()

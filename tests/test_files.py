@@ -196,6 +196,9 @@ STEPS: list[tuple[Any, str]] = [
 """What saving is made of."""
 
 
+N_LOCKING = 4  # steps until the folder is locked and cleaned up
+
+
 @contextlib.contextmanager
 def failing(monkeypatch: pytest.MonkeyPatch, at: int, *, before: bool, error: BaseException) -> Iterator[list[int]]:
     """Raise an error before or after one of the steps, or after it for good; yields the number of steps."""
@@ -238,6 +241,8 @@ def test_saving_that_ends_at_any_step_leaves_the_old_or_the_new(
         with failing(monkeypatch, at, before=before, error=kind()) as count, contextlib.suppress(kind, OSError):
             _saved.save(place, {"version": "new"}, arrays, overwrite=True)
         has_failed = count[0] >= at
+        if kind is KeyboardInterrupt and at > N_LOCKING:
+            assert names(tmp_path) == ["m"]
         _free_locks(tmp_path)
         description, loaded = _saved.load(place)
         found.add(description["version"])

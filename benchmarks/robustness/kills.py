@@ -96,7 +96,7 @@ def _kill(folder: Path, source: Path, command: str, suffix: str, after: float, s
     process.wait()
     others = {path.name for path in place.iterdir()} - {output.name}
     if others and sent != signal.SIGKILL:
-        return f"SIG{sent.name} left {others}"
+        return f"{sent.name} left {others}"
     found = files.read(output)  # puts back what was being replaced
     key = _key(command)
     if (found.X != old.X).nnz or ("age" in found.uns) == (key in found.layers):
