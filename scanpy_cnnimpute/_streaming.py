@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ import anndata
 import numpy as np
 import scipy.sparse as sp
 
-from ._anndata import stores
+from ._anndata import files, stores
 from ._anndata.counts import open_counts, raw_matrix
 from ._anndata.models import IMPUTE_FUNCTION, load_dropout, load_imputer
 from ._anndata.results import written_by
@@ -119,6 +121,7 @@ def impute_file(
             with _opened_fit(job) as fit, parts.writing(f"output{job.target.suffix}") as new:
                 if job.layer_names():
                     _impute_blocks(fit, parts, workers, scheduler)
+                _check_space(job)
                 _write(job, fit, parts, new)
         put_in_place(parts.path(f"output{job.target.suffix}"), job.target, parts.path(OLD))
         parts.remove()
@@ -132,6 +135,18 @@ def impute_file(
         else:
             parts.remove()
         raise
+
+
+def _check_space(job: Job) -> None:
+    """Refuse to write an h5ad file that may not fit on the disk: libhdf5 ends the process when it is full."""
+    if job.target.suffix != ".h5ad":
+        return
+    paths = [job.source, *job.source.rglob("*"), *job.folder.iterdir()]
+    most = sum(path.stat().st_size for path in paths if path.is_file())
+    free = shutil.disk_usage(job.folder).free
+    if free < most:
+        msg = f"{job.target} may take {most / 1e6:.0f} MB, and {free / 1e6:.0f} MB of the disk are free"
+        raise OSError(errno.ENOSPC, msg)
 
 
 def _fit(job: Job, parts: FinishedParts) -> None:
@@ -153,7 +168,7 @@ def _fit(job: Job, parts: FinishedParts) -> None:
         for name in list(adata.layers):
             del adata.layers[name]
         with parts.writing(FITTED) as new:
-            adata.write_h5ad(new)
+            files.write(adata, new, parts.path(FITTED))
 
 
 def _record_layers(job: Job, adata: AnnData) -> None:

@@ -318,7 +318,7 @@ def test_kill_and_resume(inputs: Path, tmp_path: Path, suffix: str) -> None:
     assert names == {f"out.{suffix}", f"whole.{suffix}", f"timed.{suffix}"}
 
 
-@pytest.mark.parametrize("suffix", ["zarr"])
+@pytest.mark.parametrize("suffix", ["zarr", "h5ad"])
 def test_a_full_disk_leaves_everything_as_it_was(inputs: Path, tmp_path: Path, suffix: str) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

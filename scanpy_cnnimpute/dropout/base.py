@@ -250,6 +250,8 @@ class GivenProbabilities(Dropout):
     has_layer = True
 
     def __init__(self, matrix: Any) -> None:
+        if is_dask(matrix):
+            matrix = matrix.rechunk({1: -1})
         as_it_is = sp.issparse(matrix) or is_dask(matrix) or is_stored(matrix)
         self.matrix = matrix if as_it_is else np.asarray(matrix)
 
