@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import datasets, get, metrics, pl, pp, tl
     from ._estimate import estimate
+    from ._report import report
     from .estimator import CNNImputer
 
     __version__: str
 
-__all__ = ["CNNImputer", "datasets", "estimate", "get", "metrics", "pl", "pp", "tl"]
+__all__ = ["CNNImputer", "datasets", "estimate", "get", "metrics", "pl", "pp", "report", "tl"]
 
-_MODULES = {"CNNImputer": ".estimator", "estimate": "._estimate"}
+_MODULES = {"CNNImputer": ".estimator", "estimate": "._estimate", "report": "._report"}
 """Where names that are no modules come from."""
 
 

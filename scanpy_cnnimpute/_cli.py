@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import pandas as pd
+    from anndata import AnnData
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -128,6 +129,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--force", action="store_true", help="replace an existing file")
         if name == "impute":
             sub.add_argument("--dry-run", action="store_true", help="print what it would take, and stop")
+            sub.add_argument(
+                "--report", type=Path, metavar="FILE", help="HTML file to write a report of the results to"
+            )
             _add_large_data(sub)
         _mirror(sub, function, ["mask_var"] if name == "impute" else [])
 
@@ -238,13 +242,14 @@ def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
 def _keywords(options: argparse.Namespace) -> dict[str, Any]:
     """The options that stand for keywords of the function."""
     own = {"run", "quiet", "input", "output", "force", "csv"}
-    own |= {"memory_limit", "dtype", "genes", "workers", "scheduler", "restart", "dry_run"}
+    own |= {"memory_limit", "dtype", "genes", "workers", "scheduler", "restart", "dry_run", "report"}
     return {name: value for name, value in vars(options).items() if name not in own}
 
 
 def _impute(options: argparse.Namespace) -> None:
     from . import pp
     from ._anndata import files
+    from ._report import check_report_path
     from ._streaming import as_dtype, check_dtype, written_layers
     from .pp._cnn_impute import DEFAULT_KEYS
 
@@ -253,6 +258,8 @@ def _impute(options: argparse.Namespace) -> None:
         return
     files.check_suffix(options.output)
     files.check_output(options.output, force=options.force)
+    if options.report is not None:
+        check_report_path(options.report, overwrite=options.force)
     if _is_streamed(options):
         _impute_by_blocks(options)
         return
@@ -267,6 +274,16 @@ def _impute(options: argparse.Namespace) -> None:
             if name in adata.layers:
                 adata.layers[name] = as_dtype(adata.layers[name], options.dtype)
         files.write(adata, new, options.output)
+    _write_report(adata, options)
+
+
+def _write_report(adata: AnnData, options: argparse.Namespace) -> None:
+    from ._report import report
+    from .pp._cnn_impute import DEFAULT_KEYS
+
+    if options.report is not None:
+        key = options.key_added or DEFAULT_KEYS[options.entries]
+        report(adata, options.report, key=key, overwrite=options.force)
 
 
 def _estimate(options: argparse.Namespace) -> None:
@@ -343,6 +360,8 @@ def _impute_by_blocks(options: argparse.Namespace) -> None:
         scheduler=options.scheduler,
         verbose=not options.quiet,
     )
+    with stores.opened(options.output) as group:
+        _write_report(stores.without_matrices(group), options)
 
 
 def _selected_genes(options: argparse.Namespace, var: pd.DataFrame) -> Any:
