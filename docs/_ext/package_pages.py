@@ -63,6 +63,7 @@ ALIASES = {
     "anndata._core.anndata.AnnData": "anndata.AnnData",
     "Axes": "matplotlib.axes.Axes",
     "matplotlib.axes._axes.Axes": "matplotlib.axes.Axes",
+    "Path": "pathlib.Path",
     "np.ndarray": "numpy.ndarray",
     "pandas.core.frame.DataFrame": "pandas.DataFrame",
     "pandas.core.series.Series": "pandas.Series",
