@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NOMINAL = 0.05  # share of genes that do not differ with p <= 0.05, of a test that is right
 MAX_CALIBRATION_ERROR = 0.05  # the width of a bin of the reliability curve
+LITTLE = 0.01  # relative improvement: a judgement, below what users will notice
 MAX_COLLAPSED = 0.5  # share of the mixtures above which pp.dropout_prob warns
 FEW_DROPOUTS = 0.01  # mean dropout probability of the zeros below which pp.dropout_prob warns
 
@@ -124,7 +125,9 @@ def _held_out(key: str, record: Mapping[str, Any], records: Records) -> Iterator
         yield Conclusion("note", f"The scores under {plain(key)!r} are not defined: too little was held out.")
         return
     n_seeds = record["scores"]["seed"].nunique()
-    sure = f"in each of {n_seeds} repetitions" if n_seeds > 1 else "in one repetition, which may be chance"
+    agree = all(each.better or each.worse for each in found)
+    repeated = f"in {'each of ' * agree}{n_seeds} repetitions"
+    sure = repeated if n_seeds > 1 else "in one repetition, which may be chance"
     verdict, kind = _verdict({each.name: each for each in found})
     words = listed([each.words() for each in found])
     score_of_ours = f"{SCORES[score]} {found[0].ours:.3f}"
@@ -146,7 +149,8 @@ def _verdict(found: Mapping[str, Comparison]) -> tuple[str, Literal["good", "cau
         return "Imputation says no more than a table of cluster means.", "caution"
     if failed:
         return f"A simple method does as well or better: {listed(map(repr, failed))}.", "caution"
-    return "Imputation helps here.", "good"
+    gain = min(1 - each.ours / each.theirs for each in found.values())
+    return "Imputation helps here." if gain >= LITTLE else "Imputation helps a little here.", "good"
 
 
 def _probabilities(records: Records) -> Iterator[Conclusion]:

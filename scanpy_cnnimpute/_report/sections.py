@@ -37,7 +37,21 @@ ESTIMATED = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table: a caption, headings, and rows of text whose first cell names the row."""
+    """A table of text.
+
+    Attributes
+    ----------
+    caption
+        Above the table.
+    head
+        Headings of the columns; not shown if the first is empty.
+    rows
+        Rows, whose first cell names the row.
+    numeric
+        Positions of the columns that are aligned to the right.
+    marked
+        Position of the row that stands out.
+    """
 
     caption: str
     head: Sequence[str]
@@ -48,7 +62,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, tables and figures; without any, `missing` says why."""
+    """A heading with paragraphs, figures and tables; a paragraph says why there is none."""
 
     name: str
     title: str
