@@ -205,7 +205,15 @@ def test_probabilities_of_the_user(adata: ad.AnnData) -> None:
     adata.layers["mine"] = np.where(adata.X.toarray() == 0, 0.9, 0.0)
     scnn.pp.cnn_impute(adata, dropout_key="mine", **FAST)
     page = check(render(adata, "cnn_imputed"))
-    assert "a layer of your own, layers['mine']" in page.text
+    assert "No dropout model is stored under 'mine'" in page.text
+    assert len(page.all("img")) == 1
+
+
+def test_probabilities_that_the_user_changed(adata: ad.AnnData) -> None:
+    scnn.pp.dropout_prob(adata)
+    adata.layers["dropout_prob"][0, adata.X[0].toarray()[0] == 0] = 1.0
+    scnn.pp.cnn_impute(adata, **FAST)
+    assert "used layers['dropout_prob'] as you changed it" in check(render(adata, "cnn_imputed")).text
 
 
 def test_denoised_at_a_depth(adata: ad.AnnData) -> None:

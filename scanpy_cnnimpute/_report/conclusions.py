@@ -156,12 +156,18 @@ def _verdict(found: Mapping[str, Comparison]) -> tuple[str, Literal["good", "cau
 def _probabilities(records: Records) -> Iterator[Conclusion]:
     record = records.dropout
     if record is None:
-        yield Conclusion(
-            "caution",
-            f"The dropout probabilities are a layer of your own, layers[{plain(records.dropout_key)!r}]: nothing "
-            "here says whether they are right.",
+        text = (
+            f"No dropout model is stored under {plain(records.dropout_key)!r}: the probabilities were a layer of your "
+            "own, or the model was deleted. Nothing here says whether they are right."
         )
+        yield Conclusion("caution", text)
         return
+    if records.has_own_probabilities:
+        text = (
+            f"The imputation used layers[{plain(records.dropout_key)!r}] as you changed it, not the model, which the "
+            "reliability curve is about."
+        )
+        yield Conclusion("caution", text)
     curve = record.get("reliability")
     if curve is not None and not curve.empty:
         error, bias = calibration(curve)

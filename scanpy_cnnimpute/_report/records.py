@@ -40,7 +40,7 @@ class Records:
     is_lazy
         Whether the imputed layer is a Dask array.
     library_size, capture_efficiency
-        ``(n_cells,)``; None if the dropout model does not store them.
+        Of the cells that have them; None if the dropout model does not store them.
     """
 
     adata: AnnData
@@ -62,6 +62,11 @@ class Records:
         """The record that the report is named after."""
         found = self.dropout if self.imputed is None else self.imputed
         return {} if found is None else found
+
+    @property
+    def has_own_probabilities(self) -> bool:
+        """Whether the imputation used a layer of probabilities that is not as the model wrote it."""
+        return self.imputed is not None and bool(self.imputed.get("fingerprint", {}).get("has_own_layer", False))
 
     @property
     def layer(self) -> str | None:
@@ -119,7 +124,11 @@ def _written(adata: AnnData, function: str) -> dict[str, Any]:
 
 
 def _column(adata: AnnData, name: str) -> np.ndarray | None:
-    return as_series(adata.obs[name]).to_numpy(np.float64) if name in adata.obs else None
+    """The numbers of a column; cells without counts may have none."""
+    if name not in adata.obs:
+        return None
+    values = as_series(adata.obs[name]).to_numpy(np.float64)
+    return values[np.isfinite(values)]
 
 
 def _n_zeros(adata: AnnData, layer: str | None) -> int | None:

@@ -150,7 +150,7 @@ def _what_was_imputed(records: Records) -> Section:
 def _dropout(records: Records) -> Section:
     title, record = "Dropout probabilities", records.dropout
     if record is None:
-        text = f"Taken from layers[{plain(records.dropout_key)!r}], which no model of this package wrote."
+        text = f"No model is stored under {plain(records.dropout_key)!r}."
         return Section("dropout", title, [text])
     summary, paragraphs, drawings = record["summary"], [], []
     curve = record.get("reliability")
