@@ -149,7 +149,8 @@ def test_complete_report(full: ad.AnnData, tmp_path: Path) -> None:
     ):
         assert expected in page.text
     called = full.uns["eval_false_signals"]["table"].set_index(["layer", "method"])["called"]
-    assert f"wilcoxon {percent(called['cnn_imputed', 'wilcoxon'])}" in page.text
+    wilcoxon = " ".join(percent(called["cnn_imputed", "wilcoxon"]).split())
+    assert f"wilcoxon {wilcoxon}" in page.text
     assert full.uns.keys() == before.uns.keys()
     assert set(full.layers) == set(before.layers)
 
@@ -336,10 +337,10 @@ def test_verdicts(full: ad.AnnData, ours: list[float], cluster_key: str | None, 
 def test_comparisons_in_words() -> None:
     _, found = compare(scores({"cnn_impute": [0.41, 0.41], **OTHERS}))
     assert [each.name for each in found] == ["none", "gene_mean"]
-    assert found[1].words() == "20 % better than by the gene's mean (0.510)"
+    assert found[1].words() == "20\N{NO-BREAK SPACE}% better than by the gene's mean (0.510)"
     _, found = compare(scores({"cnn_impute": [0.6, 0.6], **OTHERS, "rank_k": [0.2, 0.2]}))
     assert [each.name for each in found] == ["none", "gene_mean", "rank_k"]
-    assert found[1].words() == "18 % worse than by the gene's mean (0.510)"
+    assert found[1].words() == "18\N{NO-BREAK SPACE}% worse than by the gene's mean (0.510)"
     assert found[2].words() == "3.0 times as badly as by the simple method 'rank_k' (0.200)"
     _, found = compare(scores({"cnn_impute": [0.4, 0.6], **OTHERS}))
     assert found[1].words() == "about as well as by the gene's mean (0.510)"
@@ -361,7 +362,8 @@ def test_miscalibrated_probabilities(full: ad.AnnData) -> None:
 
 
 def test_words() -> None:
-    assert [percent(share) for share in (0, 0.0001, 0.051, 0.05, 0.18, 1, np.nan)] == [
+    words = [percent(share) for share in (0, 0.0001, 0.051, 0.05, 0.18, 1, np.nan)]
+    assert [each.replace("\N{NO-BREAK SPACE}", " ") for each in words] == [
         "0 %", "less than 0.1 %", "5.1 %", "5 %", "18 %", "100 %", "unknown"
     ]  # fmt: skip
     assert [number(value) for value in (1234567, 0.5, 1.23456)] == ["1,234,567", "0.5", "1.23"]

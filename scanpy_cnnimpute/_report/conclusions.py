@@ -289,7 +289,8 @@ def _ordinary_tests(records: Records) -> Iterator[Conclusion]:
         )
         return
     shares = [f"{row['method']} {percent(row['called'])}" for row in rows]
-    text = f"Of genes that do not differ, ordinary tests of imputed values call {listed(shares)} (right: 5 %). "
+    right = percent(NOMINAL)
+    text = f"Of genes that do not differ, ordinary tests of imputed values call {listed(shares)} (right: {right}). "
     if max(row["called"] for row in rows) > NOMINAL:
         text = "Do not test imputed values with an ordinary test. " + text
     yield Conclusion("caution", text + use)

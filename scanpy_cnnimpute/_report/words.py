@@ -21,6 +21,7 @@ from ..imputation.base import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+UNIT = "\N{NO-BREAK SPACE}%"
 MAX_SHOWN = 200  # characters of a value in a table
 
 REASONS = {
@@ -42,8 +43,8 @@ def percent(share: float) -> str:
     if not np.isfinite(value):
         return "unknown"
     if 0 < abs(value) < 0.1:  # noqa: PLR2004 - what one decimal can show
-        return "less than 0.1 %"
-    return f"{value:.1f} %" if abs(value) < 9.95 and value != round(value) else f"{value:.0f} %"  # noqa: PLR2004
+        return f"less than 0.1{UNIT}"
+    return f"{value:.1f}{UNIT}" if abs(value) < 9.95 and value != round(value) else f"{value:.0f}{UNIT}"  # noqa: PLR2004
 
 
 def score_text(value: float) -> str:
