@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from .._threads import parallel_kernel
 from ..dropout.calibrated.splitting import GOLDEN, mix, unit
 
 CELLS_PER_BIN = 15
@@ -21,7 +22,7 @@ def library_size_bins(library_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return order, np.linspace(0, order.size, n_bins + 1).astype(np.int64)
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def permute_rows(values, order, starts, gene_ids, seed, out):  # type: ignore[no-untyped-def]
     """Permute each row of ``(n_genes, n_cells)`` values within bins of cells, by Fisher and Yates.
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit, prange
+from numba import prange
 
 from .._checks import warn_user
 from .._logging import logger
+from .._threads import parallel_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,7 +213,7 @@ def _invert_detection(weights: np.ndarray, detected: np.ndarray) -> np.ndarray:
     return np.exp(np.interp(np.minimum(detected, weights.size - 0.5), curve, np.log(grid)))
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def solve_detection(expected, detected, out):  # type: ignore[no-untyped-def]
     """The x of each gene at which ``sum_i (1 - exp(-x expected[g, i]))`` is ``detected[g]``, by Newton's method.
 

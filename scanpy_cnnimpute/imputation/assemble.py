@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit, prange
+from numba import prange
+
+from .._threads import parallel_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -141,7 +143,7 @@ def _scatter(parts: list[_Part], shape: tuple[int, int], dtype: np.dtype) -> sp.
     return sp.csr_array((data, indices, indptr.astype(width)), shape=shape)
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def fill_rows(cells, indptr, indices, values, out):  # type: ignore[no-untyped-def]
     """Write the CSR entries of row i into the dense row ``cells[i]``."""
     for i in prange(cells.size):
@@ -149,7 +151,7 @@ def fill_rows(cells, indptr, indices, values, out):  # type: ignore[no-untyped-d
             out[cells[i], indices[entry]] = values[entry]
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def copy_rows(cells, indptr, indices, values, starts, out_indices, out_values):  # type: ignore[no-untyped-def]
     """Copy the CSR entries of row i to row ``cells[i]`` of a larger CSR array, which begins at ``starts[cells[i]]``."""
     for i in prange(cells.size):
@@ -159,7 +161,7 @@ def copy_rows(cells, indptr, indices, values, starts, out_indices, out_values): 
             place += 1
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def merge_rows(  # type: ignore[no-untyped-def]
     indptr, indices, data, new_indptr, new_indices, new_data, out_indptr, out_indices, out_data
 ):

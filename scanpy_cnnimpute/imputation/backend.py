@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._threads import check_fork
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -35,13 +37,15 @@ def layer_dtype() -> str:
 
 
 def check_backend() -> None:
-    """Refuse TensorFlow in graph mode, in which Keras 3 cannot run.
+    """Refuse processes in which networks cannot run.
 
     Raises
     ------
     RuntimeError
-        If another package has switched eager execution off in this process.
+        If another package has switched TensorFlow's eager execution off in this process, which Keras 3 needs, or if
+        the process was forked from one that has run networks.
     """
+    check_fork()
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is None or not hasattr(tensorflow, "executing_eagerly") or tensorflow.executing_eagerly():
         return

@@ -11,6 +11,8 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from ..._threads import parallel_kernel
+
 # exp(-45) = 3e-20 is less than half of the last bit of the point's own contribution of 1.
 NEGLIGIBLE_EXPONENT = 45.0
 
@@ -23,7 +25,7 @@ def _squared_distance(a, b):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def densities(points, bandwidths):  # type: ignore[no-untyped-def]
     """Gaussian kernel sum at every point, ``(n_bandwidths, n)``; the bandwidths ascend."""
     n = points.shape[0]
@@ -44,7 +46,7 @@ def densities(points, bandwidths):  # type: ignore[no-untyped-def]
     return out
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def separations(points, ranks):  # type: ignore[no-untyped-def]
     """Distance to the nearest point of lower rank, which is denser, ``(n_rankings, n)``; inf at the densest point."""
     n_rankings, n = ranks.shape
@@ -61,7 +63,7 @@ def separations(points, ranks):  # type: ignore[no-untyped-def]
     return out
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def silhouettes(points, atoms, atom_labels, sizes):  # type: ignore[no-untyped-def]
     """Silhouette width of every point under every labelling, ``(n_labellings, n)``.
 

@@ -11,6 +11,8 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from ..._threads import parallel_kernel
+
 MAX_PROBABILITY = 1 - 1e-6  # of a given probability, whose number of missed molecules would be infinite at 1
 TAIL = 1e-5  # share of the probability that sums over the number of missed molecules may leave out
 N_SINGLE_TERMS = 64  # numbers of molecules that are summed one by one; beyond, terms stand for growing ranges
@@ -43,7 +45,7 @@ def _expected_row(scores, loadings, out):  # type: ignore[no-untyped-def]
             out[g] += s0 * l0[g]
 
 
-@njit(parallel=True, cache=True, fastmath={"contract"})
+@parallel_kernel(fastmath={"contract"})
 def allocate(indptr, indices, data, own, other, out):  # type: ignore[no-untyped-def]
     """Share every count among the factors: ``out[i, k] = sum_j x_ij own_ik other_jk / sum_q own_iq other_jq``.
 
@@ -77,7 +79,7 @@ def allocate(indptr, indices, data, own, other, out):  # type: ignore[no-untyped
             out[i, k] *= own[i, k]
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def shape_likelihood(train, test, expected, ratio, shapes, out):  # type: ignore[no-untyped-def]
     """Log likelihood, but for a constant, of the second molecules of each gene given its first, for each shape.
 
@@ -120,7 +122,7 @@ def shape_likelihood(train, test, expected, ratio, shapes, out):  # type: ignore
             out[g, s] = total + r * math.log(per_shape) + math.log(product)
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def held_out_probability(train, expected, ratio, shape, out):  # type: ignore[no-untyped-def]
     """Probability that the second molecules hold what the first have none of.
 
@@ -138,7 +140,7 @@ def held_out_probability(train, expected, ratio, shape, out):  # type: ignore[no
                 out[g, i] = -1.0
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def held_out_gain(  # type: ignore[no-untyped-def]
     first_indptr, first_indices, second_indptr, second_indices, second_data, scores, loadings, exposure, rates, ratio,
     shape, over_mean, over_zero,
@@ -181,7 +183,7 @@ def held_out_gain(  # type: ignore[no-untyped-def]
         over_zero[g, 0], over_zero[g, 1] = zero_gain, zero_squares
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def dropout_probability(indptr, indices, scores, loadings, shape, efficiency, out):  # type: ignore[no-untyped-def]
     """Probability that each zero hides a molecule, dense ``(n_cells, n_genes)``; 0 where the CSR pattern has a count.
 
@@ -218,7 +220,7 @@ def _missed_row(counted, position, scores, loadings, shape, times, bound, row): 
             row[g] = -1.0
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def count_missed(indptr, indices, position, scores, loadings, shape, times, bound, sizes):  # type: ignore[no-untyped-def]
     """Number of zeros of each cell to impute: those whose expected number of missed molecules exceeds the bound.
 
@@ -234,7 +236,7 @@ def count_missed(indptr, indices, position, scores, loadings, shape, times, boun
         sizes[i] = n
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def take_missed(  # type: ignore[no-untyped-def]
     indptr, indices, position, scores, loadings, shape, times, bound, wanted, starts, genes, missed
 ):
@@ -255,7 +257,7 @@ def take_missed(  # type: ignore[no-untyped-def]
         missed[starts[i] : starts[i + 1]] = own_missed[:n]
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def missed_of_probability(indptr, genes, probability, shape, times, missed):  # type: ignore[no-untyped-def]
     """Expected missed molecules that given probabilities of CSR entries imply.
 
@@ -342,7 +344,7 @@ def _expm1(x):  # type: ignore[no-untyped-def]
     return math.exp(x) - 1.0
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def value_missed(  # type: ignore[no-untyped-def]
     indptr, genes, missed, correction, shape, coefficients, efficiency, library_size, target_sum, logarithmic, values,
     deviation,
@@ -401,7 +403,7 @@ def _log_parts(mean, r, scale, logs):  # type: ignore[no-untyped-def]
     return 1.0, value, value * value + slope * slope * variation
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def denoise(  # type: ignore[no-untyped-def]
     indptr, indices, data, position, scores, loadings, shape, correction, own_depth, depth, target_sum, logarithmic,
     values, deviation,

@@ -8,6 +8,8 @@ import numpy as np
 import scipy.sparse as sp
 from numba import njit, prange
 
+from ..._threads import parallel_kernel
+
 TRAIN_SHARE = 0.65
 """Share of the molecules in the first set; tuned on the calibration of thinned real counts."""
 
@@ -35,7 +37,7 @@ def unit(state):  # type: ignore[no-untyped-def]
     return np.float64(mix(state) >> SHIFT_11) * TO_UNIT
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def draw_first(indptr, indices, data, cell_ids, gene_ids, seed, share, first):  # type: ignore[no-untyped-def]
     """Draw for each CSR entry the binomial number of molecules in the first set.
 

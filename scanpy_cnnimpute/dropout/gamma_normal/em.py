@@ -7,6 +7,8 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from ..._threads import parallel_kernel
+
 ASYMPTOTIC = 10.0  # where the series of digamma and trigamma are exact to rounding
 LOG_10 = math.log(10.0)
 LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -155,7 +157,7 @@ def _fit_gene(x, n_zeros, zero, p):  # type: ignore[no-untyped-def]
     return FIT_OK
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def fit_genes(x, indptr, n_cells, zero, parameters, codes):  # type: ignore[no-untyped-def]
     """Fit every gene of a CSC block; fills `parameters` (genes x 5) and `codes` in place."""
     for g in prange(indptr.size - 1):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..._threads import check_fork, note_network
 from ..backend import layer_dtype, needs_compilation, predict_batch, set_weights
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def build_network(sizes: tuple[int, int, int, int], n_top: int, loss: Callable[[
     """
     from keras import Model, layers
 
+    note_network()
     n_targets, n_channels, n_gene_features, n_cell_features = sizes
     # Zeros, since an initialiser without a seed draws one from Python's global generator.
     options = {"kernel_initializer": "zeros", "dtype": layer_dtype()}
@@ -120,6 +122,7 @@ class SharedNetwork:
 
 def shared_network(sizes: tuple[int, int, int, int], n_top: int, loss: Callable[[Any, Any], Any]) -> SharedNetwork:
     """The compiled network of this architecture in this process, under the present dtype policy."""
+    check_fork()
     with COMPILING:
         return _compiled(sizes, n_top, loss, layer_dtype())
 

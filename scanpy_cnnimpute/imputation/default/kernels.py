@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from ..._threads import parallel_kernel
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def sum_rows(indptr, indices, rows, out):  # type: ignore[no-untyped-def]
     """``out[i] = sum of rows[j]`` over the stored entries (i, j) of a CSR pattern."""
     width = rows.shape[1]
@@ -19,7 +21,7 @@ def sum_rows(indptr, indices, rows, out):  # type: ignore[no-untyped-def]
                 out[i, t] += rows[j, t]
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def gather_blocks(channels, weighted, neighbours, correlations, cells, targets, out):  # type: ignore[no-untyped-def]
     """Put the channels of each target's correlated genes side by side.
 
@@ -38,7 +40,7 @@ def gather_blocks(channels, weighted, neighbours, correlations, cells, targets, 
                 out[i, place, n_channels] = channels[cell, j, weighted] * correlations[g, t]
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def join_features(own, shared, scores, loadings, cells, targets, out):  # type: ignore[no-untyped-def]
     """Features of each target in each cell: its own, those of the gene, and its components one by one.
 
@@ -58,7 +60,7 @@ def join_features(own, shared, scores, loadings, cells, targets, out):  # type: 
                 out[i, position, n_own + n_shared + c] = scores[cell, c] * loadings[g, c]
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def describe_counts(  # type: ignore[no-untyped-def]
     indptr, indices, data, rows, position, expected, level, shape, floor, lowest, highest, channels, own
 ):
@@ -87,7 +89,7 @@ def describe_counts(  # type: ignore[no-untyped-def]
             own[i, g, 1], own[i, g, 2], own[i, g, 3] = 0, np.log1p(count), residual
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def mark_missing(indptr, indices, probability, usable, threshold, missing, sizes):  # type: ignore[no-untyped-def]
     """Zeros of usable genes whose probability exceeds the threshold, dense ``(n_rows, n_genes)``, and their numbers."""
     for i in prange(missing.shape[0]):
@@ -101,7 +103,7 @@ def mark_missing(indptr, indices, probability, usable, threshold, missing, sizes
         sizes[i] = n
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def take_missing(missing, indptr, probability, genes, probabilities):  # type: ignore[no-untyped-def]
     """Genes and probabilities of the marked entries, row by row; CSR with this `indptr`."""
     for i in prange(missing.shape[0]):
@@ -113,7 +115,7 @@ def take_missing(missing, indptr, probability, genes, probabilities):  # type: i
                 entry += 1
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def count_targets(indptr, genes, position, sizes):  # type: ignore[no-untyped-def]
     """Number of entries of each CSR row whose gene has a position."""
     for i in prange(sizes.size):
@@ -123,7 +125,7 @@ def count_targets(indptr, genes, position, sizes):  # type: ignore[no-untyped-de
         sizes[i] = n
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def arrange_targets(indptr, genes, position, first_row, cells, targets):  # type: ignore[no-untyped-def]
     """Put the positions of these entries into rows as wide as `targets`, those of cell i from ``first_row[i]`` on.
 
@@ -144,7 +146,7 @@ def arrange_targets(indptr, genes, position, first_row, cells, targets):  # type
             targets[first_row[i] + rest // width, rest % width] = 0
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def collect_predictions(indptr, genes, position, first_row, predicted, out):  # type: ignore[no-untyped-def]
     """Bring predictions in rows as in :func:`arrange_targets` back to the entries; `out` keeps the others."""
     width = predicted.shape[1]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..._threads import check_fork, note_network
 from ...presets import PaperSettings
 from ..backend import layer_dtype, needs_compilation
 
@@ -45,6 +46,7 @@ def build_network(settings: PaperSettings) -> keras.Model:
 
     from ..optimizer import FusedAdam
 
+    note_network()
     dtype = layer_dtype()
 
     # Names, since TensorFlow keeps a kernel for each that a variable has had, and Keras would number the layers.
@@ -79,6 +81,7 @@ def shared_network(settings: PaperSettings) -> Network:
     architecture = PaperSettings(
         n_targets=settings.n_targets, n_top=settings.n_top, learning_rate=settings.learning_rate
     )
+    check_fork()
     with COMPILING:
         return _compiled(architecture, layer_dtype())
 

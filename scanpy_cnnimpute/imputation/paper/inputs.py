@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, prange
 
-from ..._threads import single_threaded_blas
+from ..._threads import parallel_kernel, single_threaded_blas
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +108,7 @@ def _correlations(standardised: np.ndarray, others: csc_array) -> np.ndarray:
     return standardised.T @ others.toarray() / np.sqrt(squares)
 
 
-@njit(parallel=True, cache=True)
+@parallel_kernel()
 def _keep_best(correlations, genes, best, chosen):  # type: ignore[no-untyped-def]
     """Insert a block of correlations into the sorted lists of each target."""
     n_top = best.shape[1]
