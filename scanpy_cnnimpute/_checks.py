@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from ._logging import PACKAGE_NOTE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 MAX_SEED = 2**32 - 1  # the largest seed that numpy, scikit-learn and igraph all accept
 MAX_INT64 = 2**63 - 1  # the largest integer that h5ad and zarr store
 
 
 def check_number(name: str, value: Any, kind: type, smallest: float | None = None, largest: float | None = None) -> Any:
-    """Return the value as a plain Python number; NumPy scalars are accepted, a bool is not a number."""
+    """Return the value as a finite plain Python number; NumPy scalars are accepted, a bool is not a number."""
     plain: Any = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
     allowed: Any = (float, int) if kind is float else kind
     if not isinstance(plain, allowed) or (kind is not bool and isinstance(plain, bool)):
         msg = f"{name}={value!r} has type {type(value).__name__}, expected {kind.__name__}."
         raise TypeError(msg)
+    if isinstance(plain, float) and not math.isfinite(plain):
+        msg = f"{name}={value!r} is not allowed: a finite number."
+        raise ValueError(msg)
     if smallest is not None and not plain >= smallest:
         msg = f"{name}={value!r} is not allowed: at least {smallest}."
         raise ValueError(msg)
@@ -55,6 +57,48 @@ def check_key(name: str, value: Any) -> str:
         msg = f"{name} has type {type(value).__name__}, expected str: the name of a key, not its values."
         raise TypeError(msg)
     return value
+
+
+def check_share(name: str, value: Any) -> float:
+    """Return the value as a plain number if it is between 0 and 1, both excluded."""
+    plain = check_number(name, value, float)
+    if not 0 < plain < 1:
+        msg = f"{name}={value!r} is not allowed: between 0 and 1, both excluded."
+        raise ValueError(msg)
+    return plain
+
+
+def check_names(name: str, value: Any, kinds: tuple[type, ...], expected: str) -> list[Any]:
+    """Return no, one or several names as a list."""
+    if value is None:
+        return []
+    is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes)
+    for item in list(value) if is_list else [value]:
+        if not isinstance(item, kinds):
+            kind = f"{type(value).__name__} of {type(item).__name__}" if is_list else type(item).__name__
+            msg = f"{name} has type {kind}, expected {expected}, or a list of these."
+            raise TypeError(msg)
+    return list(value) if is_list else [value]
+
+
+def check_vector(name: str, values: Any, *, numbers: bool = True) -> np.ndarray:
+    """Return values as an array: of float64, unless they may be labels of any kind."""
+    problem = None
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        problem = "rows of different lengths"
+    else:
+        if isinstance(values, np.ma.MaskedArray):
+            problem = "masked entries, which have no value: call .filled() on it first"
+        elif numbers and array.dtype.kind not in "biuf":
+            problem = f"type {type(values).__name__} and dtype {array.dtype}, expected real numbers"
+        elif not array.ndim:
+            problem = f"type {type(values).__name__}, expected an array or a list"
+    if problem is not None:
+        msg = f"{name} has {problem}."
+        raise TypeError(msg)
+    return array.astype(np.float64, copy=False) if numbers else array
 
 
 def quote_some(names: Iterable[object], n_shown: int = 5) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,11 +18,11 @@ from anndata import AnnData
 from ._anndata import files, stores
 from ._anndata.counts import raw_matrix
 from ._anndata.selection import selected_genes
-from ._checks import check_choice
+from ._checks import check_choice, check_number
 from ._counts import BLOCK_ENTRIES, Counts, CountsInMemory
 from ._matrix import evenly_spaced
 from ._streaming import LIBRARY_BYTES, bytes_in_memory, memory_of_machine
-from .dropout import MODELS, Clusters, ModelledDropout
+from .dropout import MODELS, Clusters, ModelledDropout, check_efficiency
 from .dropout.calibrated.model import MAX_CELLS
 from .imputation import Entries, FitOptions, Targets, find_imputer, resolve_settings
 from .imputation.assemble import result_container
@@ -135,6 +136,14 @@ def estimate(
     (297, False)
     """
     check_choice("store", store, ("auto", "layer", "params"))
+    if not isinstance(data, AnnData | str | PathLike):
+        msg = f"data has type {type(data).__name__}, expected an AnnData or the path of an h5ad file or zarr store."
+        raise TypeError(msg)
+    if capture_efficiency is not None:
+        efficiency = np.array([check_number("capture_efficiency", capture_efficiency, float)])
+        check_efficiency(efficiency, np.ones(1, dtype=bool), where=f"capture_efficiency={capture_efficiency!r}")
+    if memory_limit is not None:
+        check_number("memory_limit", memory_limit, int, 0)
     kind = find_imputer("default", estimate, entries)
     with ExitStack() as stack:
         if isinstance(data, AnnData):
@@ -147,7 +156,8 @@ def estimate(
             by_blocks = bytes_in_memory(path, layer) > (memory_limit or memory_of_machine() // 2)
             group = stack.enter_context(stores.opened(path))
             adata = stores.with_matrices(stores.without_matrices(group), group, [] if layer is None else [layer])
-        counts = Counts.of(raw_matrix(adata, layer))
+        counts, selected = Counts.of(raw_matrix(adata, layer)), selected_genes(adata, mask_var)
+        chosen = resolve_settings(kind, estimate or kind.estimates[0], settings)
         (sample, n_read), read_seconds = _timed(lambda: _sample(counts))
         calibration = _Calibration(
             sample=sample,
@@ -155,11 +165,11 @@ def estimate(
             kind=kind,
             estimate=estimate or kind.estimates[0],
             settings=resolve_settings(kind, estimate or kind.estimates[0], {"n_steps": STEPS, **settings}),
-            selected=selected_genes(adata, mask_var),
+            selected=selected,
             capture_efficiency=capture_efficiency,
             suffix=suffix,
         )
-        n_steps = resolve_settings(kind, calibration.estimate, settings).as_dict()["n_steps"]
+        n_steps = chosen.as_dict()["n_steps"]
         read = 0.0 if isinstance(counts, CountsInMemory) else read_seconds / max(n_read, 1)
         return calibration.scaled_to(counts.shape[0], n_steps=n_steps, read=read, store=store, by_blocks=by_blocks)
 

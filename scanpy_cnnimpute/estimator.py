@@ -12,10 +12,10 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from . import _saved
-from ._anndata.counts import open_counts
+from ._anndata.counts import check_adata, open_counts
 from ._anndata.fingerprint import check_fingerprint
 from ._anndata.models import load_dropout_model, load_imputer, require_dropout_model, require_imputer
-from ._checks import check_choice, check_number, check_seed, quote_some
+from ._checks import check_choice, check_key, check_number, check_seed, quote_some
 from ._counts import Counts, CountsInMemory, DaskCounts, joined_blocks
 from ._labels import distinct_names
 from ._matrix import check_probabilities
@@ -359,7 +359,8 @@ class CNNImputer:
         ValueError
             If it does not belong to the counts or names any more.
         """
-        require_imputer(adata, key)
+        check_adata(adata, caller=f"{CALLER}.from_anndata", in_memory=False)
+        require_imputer(adata, check_key("key", key))
         params = adata.uns[key]["params"]
         counts = open_counts(adata, params.get("layer"), caller=f"{CALLER}.from_anndata", integers=False)
         check_fingerprint(adata, key, counts)

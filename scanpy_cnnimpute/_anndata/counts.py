@@ -24,7 +24,7 @@ MIN_WHOLE_SHARE = 0.01
 def check_adata(adata: AnnData, *, caller: str, in_memory: bool = True) -> None:
     """Refuse what is not an AnnData, and one whose `X` stays in its file if it has to be in memory."""
     if not isinstance(adata, AnnData):
-        msg = f"{caller} takes an AnnData, got {type(adata).__name__}."
+        msg = f"adata: {caller} takes an AnnData, got {type(adata).__name__}."
         raise TypeError(msg)
     if in_memory and adata.isbacked:
         msg = f"backed AnnData is not supported by {caller}; call adata.to_memory() first."

@@ -41,7 +41,7 @@ def selected_genes(adata: AnnData, mask_var: Any) -> np.ndarray:
     return mask
 
 
-def positions(names: pd.Index, chosen: Any) -> np.ndarray:
+def positions(names: pd.Index, chosen: Any, argument: str) -> np.ndarray:
     """Positions of what an AnnData with these names gives for names, positions, a mask or a slice."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # names need not be unique
@@ -51,10 +51,14 @@ def positions(names: pd.Index, chosen: Any) -> np.ndarray:
         except pd.errors.InvalidIndexError as error:
             msg = "Names occur more than once: ask by position, or run adata.var_names_make_unique() first."
             raise ValueError(msg) from error
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            reason = str(error.args[0] if error.args else error).rstrip(".")
+            msg = f"{argument}={chosen!r} cannot be chosen: {reason}. Pass names, positions, a mask or a slice."
+            raise (KeyError if isinstance(error, KeyError) else ValueError)(msg) from error
     return part.obs["position"].to_numpy()
 
 
 def selected_cells(adata: AnnData, cells: Any) -> AnnData:
     """The data of some cells; of all without a copy."""
     everything = isinstance(cells, slice) and cells == slice(None)
-    return adata if everything else adata[positions(adata.obs_names, cells)]
+    return adata if everything else adata[positions(adata.obs_names, cells, "cells")]

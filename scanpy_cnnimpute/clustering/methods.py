@@ -70,10 +70,14 @@ class Clusterer:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, get_args(Method))
+        plain = {
+            "resolution": check_number("resolution", self.resolution, float, 0),
+            "random_state": check_seed(self.random_state),
+        }
         if self.n_clusters is not None:
-            check_number("n_clusters", self.n_clusters, int, 1)
-        check_number("resolution", self.resolution, float, 0)
-        check_seed(self.random_state)
+            plain["n_clusters"] = check_number("n_clusters", self.n_clusters, int, 1)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         if self.method == "kmeans" and self.n_clusters is None:
             msg = "method='kmeans' needs n_clusters=."
             raise ValueError(msg)

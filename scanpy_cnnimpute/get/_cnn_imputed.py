@@ -8,6 +8,7 @@ from .._anndata.counts import check_adata, open_counts
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import load_dropout, load_imputer, require_dropout_model, require_imputer
 from .._anndata.selection import positions, selected_cells
+from .._checks import check_key
 from ..dropout import ModelledDropout
 from ..imputation.assemble import imputed_columns
 
@@ -56,10 +57,10 @@ def cnn_imputed(
     (2, 3)
     """
     check_adata(adata, caller="get.cnn_imputed", in_memory=False)
-    require_imputer(adata, key)
+    require_imputer(adata, check_key("key", key))
     params = adata.uns[key]["params"]
     part = selected_cells(adata, cells)
-    wanted = positions(adata.var_names, genes)
+    wanted = positions(adata.var_names, genes, "genes")
     counts = open_counts(part, params.get("layer"), caller="get.cnn_imputed", integers=False)
     check_fingerprint(part, key, counts)
     imputer = load_imputer(part, key)

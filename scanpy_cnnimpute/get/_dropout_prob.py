@@ -10,6 +10,7 @@ from .._anndata.counts import check_adata, open_counts
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import load_dropout_model, require_dropout_model
 from .._anndata.selection import positions, selected_cells
+from .._checks import check_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -49,9 +50,9 @@ def dropout_prob(
     (2, 3)
     """
     check_adata(adata, caller="get.dropout_prob", in_memory=False)
-    require_dropout_model(adata, key)
+    require_dropout_model(adata, check_key("key", key))
     part = selected_cells(adata, cells)
-    wanted = positions(adata.var_names, genes)
+    wanted = positions(adata.var_names, genes, "genes")
     counts = open_counts(part, adata.uns[key]["params"].get("layer"), caller="get.dropout_prob", integers=False)
     check_fingerprint(part, key, counts)
     model, described = load_dropout_model(part, key)

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import xlogy
 
+from .._checks import check_number, check_vector
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-def _pair(truth: ArrayLike, estimate: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    truth, estimate = np.asarray(truth, dtype=np.float64), np.asarray(estimate, dtype=np.float64)
+def _pair(
+    truth: ArrayLike, estimate: ArrayLike, names: tuple[str, str] = ("truth", "estimate")
+) -> tuple[np.ndarray, np.ndarray]:
+    truth, estimate = check_vector(names[0], truth), check_vector(names[1], estimate)
     if truth.shape != estimate.shape or truth.size == 0:
-        msg = f"truth and estimate must have the same shape and not be empty, got {truth.shape} and {estimate.shape}."
+        shapes = f"got {truth.shape} and {estimate.shape}"
+        msg = f"{names[0]} and {names[1]} must have the same shape and not be empty, {shapes}."
         raise ValueError(msg)
     return truth, estimate
 
@@ -101,8 +106,9 @@ def gene_pcc(truth: ArrayLike, estimate: ArrayLike, genes: ArrayLike, *, min_ent
     >>> round(gene_pcc([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], ["a", "a", "a"]), 6)
     1.0
     """
+    check_number("min_entries", min_entries, int, 1)
     true, estimated = _pair(truth, estimate)
-    names, codes = np.unique(np.asarray(genes), return_inverse=True)
+    names, codes = np.unique(check_vector("genes", genes, numbers=False), return_inverse=True)
     if codes.shape != true.shape:
         msg = f"genes has shape {codes.shape}, truth {true.shape}: one gene for each value is needed."
         raise ValueError(msg)
@@ -145,7 +151,7 @@ def poisson_deviance(observed: ArrayLike, expected: ArrayLike) -> float:
     >>> poisson_deviance([0, 1], [1.0, 1.0])
     1.0
     """
-    seen, mean = _pair(observed, expected)
+    seen, mean = _pair(observed, expected, ("observed", "expected"))
     if seen.min() < 0 or mean.min() < 0:
         msg = f"Counts are not negative; the smallest are {seen.min()} observed and {mean.min()} expected."
         raise ValueError(msg)

@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from .._checks import check_choice
+from .._checks import check_choice, check_seed, check_vector
 from .._matrix import log_normalised, to_csr
 from .._threads import single_threaded_blas
 
@@ -53,11 +53,13 @@ class Baselines:
     """
 
     def __init__(self, counts: Any, *, clusters: Any = None, random_state: int = 0) -> None:
-        self.counts = to_csr(counts)
+        random_state = check_seed(random_state)
+        self.counts = to_csr(counts, where="counts")
         self.dtype = np.result_type(self.counts.dtype, np.float32)
         n_cells = self.counts.shape[0]
         self._groups = np.zeros(n_cells, dtype=np.intp)
         if clusters is not None:
+            clusters = check_vector("clusters", clusters, numbers=False)
             if len(clusters) != n_cells:
                 msg = f"clusters has {len(clusters)} labels, counts {n_cells} cells: one label for each is needed."
                 raise ValueError(msg)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .._checks import check_number
+from .._checks import check_number, check_vector
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -16,7 +16,8 @@ N_BINS = 20  # of a reliability curve: bins 5 % wide, enough cases in each at th
 
 
 def _pair(truth: ArrayLike, probability: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    true, stated = np.asarray(truth).ravel(), np.asarray(probability, dtype=np.float64).ravel()
+    true = check_vector("truth", truth, numbers=False).ravel()
+    stated = check_vector("probability", probability).ravel()
     if true.shape != stated.shape or true.size == 0:
         msg = f"truth and probability must have one size and not be empty, got {true.size} and {stated.size}."
         raise ValueError(msg)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import xlogy
 
+from .._checks import check_vector
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
@@ -14,10 +16,15 @@ if TYPE_CHECKING:
 def _contingency(labels: ArrayLike, clusters: ArrayLike) -> np.ndarray:
     from sklearn.metrics.cluster import contingency_matrix
 
-    labels, clusters = np.asarray(labels), np.asarray(clusters)
+    labels = check_vector("labels", labels, numbers=False)
+    clusters = check_vector("clusters", clusters, numbers=False)
     if labels.ndim != 1 or labels.shape != clusters.shape or labels.size == 0:
         msg = f"labels and clusters must be two vectors of one length, got shapes {labels.shape} and {clusters.shape}."
         raise ValueError(msg)
+    for name, values in (("labels", labels), ("clusters", clusters)):
+        if values.dtype.kind in "fc" and np.isnan(values).any():
+            msg = f"{name} has NaN: leave cells without a label out."
+            raise ValueError(msg)
     return contingency_matrix(clusters, labels)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._checks import check_number, check_vector
 from ._accuracy import _pair, mse, pcc
 
 if TYPE_CHECKING:
@@ -79,16 +80,14 @@ def de_overlap(
     >>> found["up"], found["down"], found["n_common"], found["mse"]
     (1, 1, 2, 1.0)
     """
-    reference, own = np.asarray(reference_lfc, dtype=np.float64), np.asarray(lfc, dtype=np.float64)
+    reference, own = check_vector("reference_lfc", reference_lfc), check_vector("lfc", lfc)
     if reference.ndim != 1 or reference.shape != own.shape:
         msg = f"reference_lfc and lfc must be two vectors of one length, got shapes {reference.shape} and {own.shape}."
         raise ValueError(msg)
     if np.isinf(reference).any() or np.isinf(own).any():
         msg = "A log fold change is infinite: add a pseudocount to the means, or set it to NaN to leave the gene out."
         raise ValueError(msg)
-    if n_reference < 1 or n < 1:
-        msg = f"n_reference={n_reference!r}, n={n!r} is not allowed: at least 1."
-        raise ValueError(msg)
+    n_reference, n = check_number("n_reference", n_reference, int, 1), check_number("n", n, int, 1)
     common = np.intersect1d(_largest(reference, n_reference), _largest(own, n))
     x, y = reference[common], own[common]
     scores = {"pcc": pcc, "mse": mse, "ned": normalized_euclidean_distance}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from .._checks import check_number, check_vector
 from .._matrix import to_csr, values_problem
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def gini(values: Any) -> float | np.ndarray:
     >>> gini(np.array([[0, 1], [2, 1]])).tolist()
     [0.5, 0.0]
     """
-    table = values if sp.issparse(values) else np.asarray(values)
+    table = values if sp.issparse(values) else check_vector("values", values, numbers=False)
     columns = to_csr(table.reshape(-1, 1) if table.ndim == 1 else table, where="values").tocsc()
     problem = "no cells" if columns.shape[0] == 0 else values_problem(columns)
     if problem is not None:
@@ -105,15 +106,15 @@ def housekeeping_normalize(
     >>> counts.ravel().round(3).tolist(), kept.tolist()
     ([2.0, 0.667], [False, True, True, False])
     """
-    matrix = to_csr(counts, where="counts") if sp.issparse(counts) else np.asarray(counts)
-    expression = np.asarray(housekeeping, dtype=np.float64)
+    matrix = to_csr(counts, where="counts") if sp.issparse(counts) else check_vector("counts", counts, numbers=False)
+    expression = check_vector("housekeeping", housekeeping)
     if matrix.ndim != 2 or expression.shape != matrix.shape[:1]:  # noqa: PLR2004
         msg = (
             f"counts has shape {matrix.shape}, housekeeping {expression.shape}: "
             "cells x genes and one value for each cell are needed."
         )
         raise ValueError(msg)
-    if not 0 <= lower < upper <= 1:
+    if not 0 <= check_number("lower", lower, float) < check_number("upper", upper, float) <= 1:
         msg = f"lower={lower!r}, upper={upper!r} is not allowed: 0 <= lower < upper <= 1."
         raise ValueError(msg)
     if not (np.isfinite(expression).all() and (expression >= 0).all()):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from .._checks import check_number, check_seed, check_share
 from .._matrix import is_integer, to_csr, values_problem
 
 
@@ -72,10 +73,10 @@ def mask_nonzeros(
     >>> masked.truth.size, int(masked.counts.sum())
     (10, 30)
     """
-    if not (0 < fraction < 1 and 0 <= min_detection <= 1):
-        msg = f"fraction={fraction!r}, min_detection={min_detection!r}: shares between 0 and 1 are needed."
-        raise ValueError(msg)
-    matrix = to_csr(counts)
+    check_share("fraction", fraction)
+    check_number("min_detection", min_detection, float, 0, 1)
+    random_state = check_seed(random_state)
+    matrix = to_csr(counts, where="counts")
     seen = np.bincount(matrix.indices, minlength=matrix.shape[1])
     genes = np.flatnonzero(seen >= min_detection * matrix.shape[0])
     kept = sp.csr_array(matrix[:, genes])
@@ -120,7 +121,8 @@ def thin_counts(counts: Any, *, capture_efficiency: float, random_state: int = 0
     >>> int(thin_counts(np.full((100, 100), 10), capture_efficiency=0.5).sum()) // 1000
     49
     """
-    if not 0 < capture_efficiency <= 1:
+    random_state = check_seed(random_state)
+    if not 0 < check_number("capture_efficiency", capture_efficiency, float) <= 1:
         msg = f"capture_efficiency={capture_efficiency!r} is not allowed: above 0, at most 1."
         raise ValueError(msg)
     matrix = _whole_counts(counts)
@@ -167,12 +169,10 @@ def split_molecules(
     >>> bool(((train + test).toarray() == 8).all())
     True
     """
-    if not 0 < share < 1:
-        msg = f"share={share!r} is not allowed: between 0 and 1, both excluded."
-        raise ValueError(msg)
-    if capture_efficiency is not None and not 0 < capture_efficiency < 1:
-        msg = f"capture_efficiency={capture_efficiency!r} is not allowed: between 0 and 1, both excluded."
-        raise ValueError(msg)
+    check_share("share", share)
+    if capture_efficiency is not None:
+        check_share("capture_efficiency", capture_efficiency)
+    random_state = check_seed(random_state)
     matrix = _whole_counts(counts)
     rng = np.random.default_rng(random_state)
     total = matrix.data.astype(np.int64)
@@ -184,7 +184,7 @@ def split_molecules(
 
 
 def _whole_counts(counts: Any) -> sp.csr_array:
-    matrix = to_csr(counts)
+    matrix = to_csr(counts, where="counts")
     problem = values_problem(matrix)
     if problem is None and not is_integer(matrix.data):
         problem = "values that are not whole numbers"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._figure import finish, get_axes, stored_result
+from ._figure import check_figure, finish, get_axes, stored_result
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -65,10 +65,11 @@ def clusters(
     >>> len(scnn.pl.clusters(adata, show=False).containers)
     1
     """
+    check_figure(ax, show=show, save=save)
     record = stored_result(adata, key, function="tl.eval_clusters")
     table = record["table"]
 
-    axes = get_axes(ax, size=(7.2, 3.8), save=save)
+    axes = get_axes(ax, size=(7.2, 3.8))
     middle = np.arange(len(SCORES))
     width = GROUP_WIDTH / len(table)
     for position, (name, row) in enumerate(table.iterrows()):

@@ -9,7 +9,8 @@ import numpy as np
 from .. import get
 from .._anndata.counts import get_counts
 from .._anndata.models import DROPOUT_FUNCTION
-from ._figure import LIGHT_GREY, add_colorbar, check_gene, finish, get_axes, stored_result
+from .._checks import check_key
+from ._figure import LIGHT_GREY, add_colorbar, check_figure, check_gene, finish, get_axes, stored_result
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -75,9 +76,10 @@ def dropout_prob(
     >>> scnn.pl.dropout_prob(adata, gene=adata.var_names[0], basis="pca", show=False).get_xlabel()
     'PC1'
     """
+    check_figure(ax, show=show, save=save)
     record = stored_result(adata, key, function=DROPOUT_FUNCTION)
     check_gene(adata, gene)
-    name = basis.removeprefix("X_")
+    name = check_key("basis", basis).removeprefix("X_")
     coordinates = next((adata.obsm[there] for there in (basis, f"X_{name}") if there in adata.obsm), None)
     if coordinates is None:
         msg = f"basis={basis!r} is not in adata.obsm. Available: {list(adata.obsm)}."
@@ -94,7 +96,7 @@ def dropout_prob(
     # Later dots cover earlier ones: probable dropouts are drawn last.
     zeros = zeros[np.argsort(probability[zeros], kind="stable")]
 
-    axes = get_axes(ax, size=(5.0, 4.0), save=save)
+    axes = get_axes(ax, size=(5.0, 4.0))
     dots = {"s": TOTAL_DOT_AREA / adata.n_obs, "marker": ".", "edgecolors": "none", "rasterized": True}
     axes.scatter(points[counted, 0], points[counted, 1], color=LIGHT_GREY, **dots)
     shown = axes.scatter(points[zeros, 0], points[zeros, 1], c=probability[zeros], vmin=0, vmax=1, **dots)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._figure import BLUE, GREY, ORANGE, finish, get_axes, stored_result
+from ._figure import BLUE, GREY, ORANGE, check_figure, finish, get_axes, stored_result
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -59,9 +59,10 @@ def false_signals(
     >>> scnn.pl.false_signals(adata, show=False).get_ylabel()
     'decoys with p <= 0.05'
     """
+    check_figure(ax, show=show, save=save)
     table = stored_result(adata, key, function="tl.eval_false_signals")["table"]
     layers, methods = list(dict.fromkeys(table["layer"])), list(dict.fromkeys(table["method"]))
-    axes = get_axes(ax, size=(1.6 + 1.1 * len(layers), 3.6), save=save)
+    axes = get_axes(ax, size=(1.6 + 1.1 * len(layers), 3.6))
     for position, (method, color) in enumerate(zip(methods, (BLUE, ORANGE), strict=False)):
         part = table[table["method"] == method].set_index("layer").loc[layers, "called"]
         places = np.arange(len(layers)) + WIDTH * (position - (len(methods) - 1) / 2)

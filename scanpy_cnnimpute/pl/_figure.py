@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._anndata.counts import check_adata
 from .._anndata.results import written_by
+from .._checks import check_key, check_number
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,6 +21,7 @@ BLUE, ORANGE, GREY, LIGHT_GREY = "#0072b2", "#d55e00", "#7f7f7f", "#d3d3d3"
 def stored_result(adata: AnnData, key: str, *, function: str) -> dict[str, Any]:
     """Result of a function of this package under a key of `uns`; the KeyError names the results that exist."""
     check_adata(adata, caller="scanpy_cnnimpute.pl")
+    check_key("key", key)
     if written_by(adata, key) != function:
         there = [other for other in adata.uns if written_by(adata, other) == function]
         msg = f"No result of {function} is stored under {key!r}. Stored: {there}. Run scnn.{function} first."
@@ -37,11 +39,20 @@ def check_gene(adata: AnnData, gene: str) -> None:
         raise ValueError(msg)
 
 
-def get_axes(ax: Axes | None, *, size: tuple[float, float], save: Any) -> Axes:
-    """Given or new axes. Called after all other checks, so that an error leaves no empty figure."""
+def check_figure(ax: Any, *, show: Any, save: Any) -> None:
+    """Check what all plots are told about their figure."""
+    if ax is not None and not hasattr(ax, "get_figure"):
+        msg = f"ax={ax!r} has type {type(ax).__name__}, expected Matplotlib axes."
+        raise TypeError(msg)
+    if show is not None:
+        check_number("show", show, bool)
     if save is not None and not isinstance(save, str | PathLike):
         msg = f"save={save!r} is not allowed: the path of a file to write, such as 'figure.png'."
         raise TypeError(msg)
+
+
+def get_axes(ax: Axes | None, *, size: tuple[float, float]) -> Axes:
+    """Given or new axes. Called after all checks, so that an error leaves no empty figure."""
     if ax is None:
         from matplotlib import pyplot as plt
 

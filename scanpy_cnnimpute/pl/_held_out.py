@@ -9,7 +9,8 @@ import numpy as np
 from .. import metrics
 from .._anndata.counts import check_adata, get_counts
 from .._anndata.results import written_by
-from ._figure import GREY, add_colorbar, finish, get_axes
+from .._checks import check_key
+from ._figure import GREY, add_colorbar, check_figure, finish, get_axes
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -76,7 +77,10 @@ def held_out(
     >>> scnn.pl.held_out(adata, truth="truth", show=False).get_xlabel()
     'true count'
     """
+    check_figure(ax, show=show, save=save)
     check_adata(adata, caller="pl.held_out")
+    check_key("truth", truth)
+    check_key("layer", layer)
     source = adata.uns[layer]["params"].get("layer") if written_by(adata, layer) == "pp.cnn_impute" else None
     matrices = [get_counts(adata, name, caller="pl.held_out", integers=False) for name in (source, truth, layer)]
     parts = []
@@ -91,7 +95,7 @@ def held_out(
         raise ValueError(msg)
     scores = f"MSE {metrics.mse(x, y):.3f}, PCC {metrics.pcc(x, y):.3f}"
 
-    axes = get_axes(ax, size=(4.8, 4.2), save=save)
+    axes = get_axes(ax, size=(4.8, 4.2))
     largest = 1.03 * max(x.max(), y.max())
     extent = (0.0, largest, 0.0, largest)
     cells = axes.hexbin(x, y, gridsize=GRID_SIZE, bins="log", mincnt=1, extent=extent, linewidths=0.2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._figure import BLUE, ORANGE, finish, get_axes, stored_result
+from ._figure import BLUE, ORANGE, check_figure, finish, get_axes, stored_result
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -62,6 +62,7 @@ def history(
     >>> scnn.pl.history(adata, show=False).get_ylabel()
     'validation loss'
     """
+    check_figure(ax, show=show, save=save)
     record = stored_result(adata, key, function="pp.cnn_impute")
     frame = record["history"]
     if frame.empty:
@@ -72,7 +73,7 @@ def history(
     published = record["params"]["preset"] == "paper"
     networks = frame.groupby(["cluster", "subset"], sort=False, observed=True)
 
-    axes = get_axes(ax, size=(4.8, 3.6), save=save)
+    axes = get_axes(ax, size=(4.8, 3.6))
     # The two losses of the default preset differ in scale: training batches are noisier than the validation set.
     training = axes if published else axes.twinx()
     training.grid(visible=False)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._figure import BLUE, GREY, finish, get_axes, stored_result
+from .._checks import check_key
+from ._figure import BLUE, GREY, check_figure, finish, get_axes, stored_result
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -80,6 +81,9 @@ def imputation(
     >>> scnn.pl.imputation(adata, show=False).get_xlabel()
     'mean squared error (lower is better)'
     """
+    check_figure(ax, show=show, save=save)
+    if score is not None:
+        check_key("score", score)
     record = stored_result(adata, key, function="tl.eval_imputation")
     scores = record["scores"]
     available = [column for column in scores.columns if column not in {"method", "seed"}]
@@ -90,7 +94,7 @@ def imputation(
     higher = score in HIGHER_IS_BETTER
     median = record["table"][score].dropna().sort_values(ascending=higher)
 
-    axes = get_axes(ax, size=(5.6, 3.6), save=save)
+    axes = get_axes(ax, size=(5.6, 3.6))
     for position, (method, value) in enumerate(median.items()):
         color = BLUE if method == "cnn_impute" else GREY
         values = scores.loc[scores["method"] == method, score]

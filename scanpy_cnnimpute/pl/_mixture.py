@@ -10,9 +10,10 @@ from scipy import stats
 from .._anndata.counts import get_counts, open_counts
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import DROPOUT_FUNCTION, load_dropout_model, require_dropout_model
+from .._checks import check_key
 from ..dropout.gamma_normal import GammaNormalModel, gamma_normal_posterior, log10_cpm
 from ..dropout.gamma_normal.model import STATUSES, ZERO
-from ._figure import BLUE, LIGHT_GREY, ORANGE, check_gene, finish, get_axes, stored_result
+from ._figure import BLUE, LIGHT_GREY, ORANGE, check_figure, check_gene, finish, get_axes, stored_result
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -81,6 +82,9 @@ def mixture(
     >>> scnn.pl.mixture(adata, gene=adata.var_names[1], cluster="A549", show=False).get_xlabel()
     'log10(CPM + 1.01)'
     """
+    check_figure(ax, show=show, save=save)
+    if cluster is not None:
+        check_key("cluster", cluster)
     record = stored_result(adata, key, function=DROPOUT_FUNCTION)
     require_dropout_model(adata, key)
     check_gene(adata, gene)
@@ -115,7 +119,7 @@ def mixture(
     normal = cells.size * width * (1 - rate) * stats.norm.pdf(curve, mu, sigma)
     at_zero = model.zero_probability()[0, position]
 
-    axes = get_axes(ax, size=(5.6, 3.8), save=save)
+    axes = get_axes(ax, size=(5.6, 3.8))
     heights = np.histogram(x, bins)[0]
     axes.stairs(heights, bins, fill=True, color=LIGHT_GREY, label="cells")
     axes.plot(curve, gamma, color=BLUE, label=f"dropouts (gamma, {rate:.0%})")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._anndata.models import DROPOUT_FUNCTION
-from ._figure import BLUE, GREY, LIGHT_GREY, finish, get_axes, stored_result
+from ._figure import BLUE, GREY, LIGHT_GREY, check_figure, finish, get_axes, stored_result
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -66,6 +66,7 @@ def reliability(
     >>> scnn.pl.reliability(adata, show=False).get_xlabel()
     'stated dropout probability'
     """
+    check_figure(ax, show=show, save=save)
     record = stored_result(adata, key, function=DROPOUT_FUNCTION)
     if "reliability" not in record:
         msg = (
@@ -79,7 +80,7 @@ def reliability(
         raise ValueError(msg)
     stated, share, n = (curve[column].to_numpy(np.float64) for column in ("probability", "share", "n"))
 
-    axes = get_axes(ax, size=(4.8, 4.2), save=save)
+    axes = get_axes(ax, size=(4.8, 4.2))
     numbers = axes.twinx()
     numbers.grid(visible=False)
     numbers.bar(stated, n, width=BAR_WIDTH, color=LIGHT_GREY)

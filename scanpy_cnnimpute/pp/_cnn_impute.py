@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .._anndata.counts import check_adata, open_counts
 from .._anndata.fingerprint import add_fingerprint
 from .._anndata.models import IMPUTE_FUNCTION, add_record, imputer_keys
-from .._anndata.results import Results
+from .._anndata.results import Results, cluster_codes
 from .._anndata.selection import selected_genes
 from .._checks import check_choice, check_number
 from .._progress import show_progress
@@ -214,6 +214,7 @@ def cnn_impute(
     """
     check_adata(adata, caller=IMPUTE_FUNCTION, in_memory=False)
     n_jobs, verbose = check_n_jobs(n_jobs), check_number("verbose", verbose, bool)
+    check_number("copy", copy, bool)
     default_key = DEFAULT_KEYS[check_choice("entries", entries, DEFAULT_KEYS)]
     request = ImputeRequest(
         preset=preset,
@@ -258,6 +259,8 @@ def _impute(adata: AnnData, request: ImputeRequest, selected: np.ndarray, checkp
     """Choose, read, fit, predict, write."""
     refuse_remnants(adata, request.dropout_key)
     choice, key = choose(adata, request), request.key_added
+    if request.cluster_key is not None:
+        cluster_codes(adata, request.cluster_key, caller=IMPUTE_FUNCTION)  # before the work, if it is wrong
     keys = [("layers", key), ("layers", f"{key}_std"), *imputer_keys(key)]
     results = Results(adata, function=IMPUTE_FUNCTION, key=key, keys=keys)
     counts = open_counts(adata, request.layer, caller=IMPUTE_FUNCTION)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -170,6 +170,7 @@ def dropout_prob(
     """
     check_adata(adata, caller=DROPOUT_FUNCTION, in_memory=False)
     n_jobs, verbose = check_n_jobs(n_jobs), check_number("verbose", verbose, bool)
+    check_number("copy", copy, bool)
     request = DropoutRequest(
         layer=layer,
         cluster_key=cluster_key,
@@ -203,11 +204,13 @@ class DropoutRequest:
     key_added: str = "dropout_prob"
 
     def checked(self) -> DropoutRequest:
-        """The request, if all of it is known and goes together."""
+        """The request with plain numbers, if all of it is known and goes together."""
         check_choice("model", self.model, MODELS)
         check_choice("store", self.store, get_args(Store))
-        check_number("max_layer_bytes", self.max_layer_bytes, int, 0, MAX_STORED_BYTES)
-        check_seed(self.random_state)
+        plain = {
+            "max_layer_bytes": check_number("max_layer_bytes", self.max_layer_bytes, int, 0, MAX_STORED_BYTES),
+            "random_state": check_seed(self.random_state),
+        }
         check_choice("count_type", self.count_type, get_args(CountType))
         for name, unset in (("capture_efficiency", None), ("count_type", "auto")):
             told = getattr(self, name)
@@ -217,7 +220,7 @@ class DropoutRequest:
         if self.cluster_key is not None:
             check_key("cluster_key", self.cluster_key)
         check_keys(self.cluster_key or DEFAULT_CLUSTER_KEY, key_added=self.key_added)
-        return self
+        return replace(self, **plain)
 
 
 def fit_and_store(adata: AnnData, counts: Counts, request: DropoutRequest, selected: np.ndarray) -> ModelledDropout:

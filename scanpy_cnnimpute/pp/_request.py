@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from .._anndata.counts import layer_names
@@ -41,19 +41,22 @@ class ImputeRequest:
     settings: dict[str, Any]
 
     def checked(self) -> ImputeRequest:
-        """The request, if its values are of the right kind and its keys differ."""
-        check_seed(self.random_state)
+        """The request with plain numbers, if its values are of the right kind and its keys differ."""
+        plain: dict[str, Any] = {
+            "random_state": check_seed(self.random_state),
+            "max_layer_bytes": check_number("max_layer_bytes", self.max_layer_bytes, int, 0, MAX_STORED_BYTES),
+            "return_std": check_number("return_std", self.return_std, bool),
+        }
         check_choice("store", self.store, get_args(Store))
         check_choice("count_type", self.count_type, get_args(CountType))
-        check_number("max_layer_bytes", self.max_layer_bytes, int, 0, MAX_STORED_BYTES)
         for name in ("layer", "cluster_key"):
             if getattr(self, name) is not None:
                 check_key(name, getattr(self, name))
         others = [key for key in (self.layer, self.cluster_key) if key is not None]
         check_keys(*others, DEFAULT_CLUSTER_KEY, key_added=self.key_added, dropout_key=self.dropout_key)
         if self.gate is not None:
-            check_number("gate", self.gate, bool)
-        return self
+            plain["gate"] = check_number("gate", self.gate, bool)
+        return replace(self, **plain)
 
 
 @dataclass(frozen=True, kw_only=True)

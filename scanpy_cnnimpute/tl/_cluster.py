@@ -9,7 +9,7 @@ import pandas as pd
 
 from .._anndata.counts import check_adata, get_counts
 from .._anndata.results import Results, check_keys
-from .._checks import check_key
+from .._checks import check_key, check_number
 from .._logging import logger
 from ..clustering import Clusterer
 from ._inputs import obsm_points
@@ -108,6 +108,7 @@ def cluster(
     check_keys(key_added=key_added)
     if layer is not None:
         check_key("layer", layer)  # recorded, even where it is not read
+    check_number("copy", copy, bool)
     adata = adata.copy() if copy else adata
     source = get_counts(adata, layer, caller="tl.cluster") if use_rep is None else check_key("use_rep", use_rep)
     _cluster_and_write(adata, source, clusterer, layer=layer, key_added=key_added)

@@ -12,7 +12,7 @@ from .._anndata.counts import get_counts, layer_matrices, layer_names, open_coun
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import IMPUTE_FUNCTION, load_dropout, load_imputer, require_imputer
 from .._anndata.results import written_by
-from .._checks import warn_user
+from .._checks import check_names, warn_user
 from ..differential import TESTS, Contrast, ImputedDecoys, decoys_of, log2_fold_changes, mixing
 from ..dropout import ModelledDropout
 from ..imputation import find_imputer
@@ -35,6 +35,9 @@ BLOCK_BYTES = 2**28  # of their values
 def read_contrasts(adata: AnnData, groupby: str, groups: Any, reference: Any) -> dict[str, Contrast]:
     """The groups by name, each with the cells that it is compared with, as positions in `adata`."""
     labels = obs_column(adata, "groupby", groupby)
+    if np.ndim(reference) or reference is None:
+        msg = f"reference={reference!r} has type {type(reference).__name__}, expected the name of a group or {REST!r}."
+        raise TypeError(msg)
     names = labels.astype(object).map(str, na_action="ignore")
     sizes = names.value_counts()
     categorical = isinstance(labels.dtype, pd.CategoricalDtype)
@@ -49,7 +52,7 @@ def read_contrasts(adata: AnnData, groupby: str, groups: Any, reference: Any) ->
             raise ValueError(msg)
         asked = [name for name in available if name != str(reference)]
     else:
-        asked = [str(name) for name in groups]
+        asked = [str(name) for name in check_names("groups", groups, (object,), "the name of a group")]
     wanted = asked if reference == REST else [*asked, str(reference)]
     missing = [name for name in wanted if name not in available]
     if missing:

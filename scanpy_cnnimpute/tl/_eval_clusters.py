@@ -98,13 +98,13 @@ def eval_clusters(
     labels = _label_codes(adata, label_key)
     names, representations = layer_list(layers), use_rep_list(use_rep)
     params: dict[str, str | int | float | None] = {"label_key": label_key}
+    clusterer = Clusterer(method=method, n_clusters=n_clusters, resolution=resolution, random_state=random_state)
     clusters: dict[str, np.ndarray] = {}
     if cluster_key is not None or not (names or representations):
         params["cluster_key"] = cluster_key = "cnn_cluster" if cluster_key is None else cluster_key
         obs_column(adata, "cluster_key", cluster_key)
         clusters[f"obs:{cluster_key}"] = cluster_codes(adata, cluster_key, caller="tl.eval_clusters")[0]
     if names or representations:
-        clusterer = Clusterer(method=method, n_clusters=n_clusters, resolution=resolution, random_state=random_state)
         # Everything is read before anything is clustered, so that a wrong name costs no time.
         points = {f"obsm:{key}": obsm_points(adata, key) for key in representations}
         matrices = layer_matrices(adata, names, caller="tl.eval_clusters")

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from .. import metrics
 from .._anndata.counts import check_adata, layer_matrices
 from .._anndata.results import Results, check_keys
-from .._checks import check_choice, check_key, check_number
+from .._checks import check_choice, check_key, check_names, check_number
 from .._matrix import log_normalised
 from ._inputs import common_genes, layer_list, obs_column
 
@@ -127,6 +127,8 @@ def eval_de(
         "n_reference": check_number("n_reference", n_reference, int, 1),
         "n": check_number("n", n, int, 1),
     }
+    stored = check_names("tested", tested, (str,), "a key of adata.uns")
+    names = layer_list(layers) or [None]
     cells = _cells(adata, groupby, settings["group"], settings["reference_group"])
     _check_reference(reference)
     columns = common_genes(adata, reference.index, caller="tl.eval_de")
@@ -134,11 +136,8 @@ def eval_de(
     expected = reference.loc[genes, REFERENCE_COLUMNS].astype("float64")
     expected_lfc = _significant(expected["log2_fold_change"], expected["p_value"], reference_p_value)
 
-    results_by_row = {
-        f"uns:{key}": _stored(adata, key, settings, genes)
-        for key in ([tested] if isinstance(tested, str) else tested or [])
-    }
-    for name, matrix in layer_matrices(adata, layer_list(layers) or [None], caller="tl.eval_de").items():
+    results_by_row = {f"uns:{key}": _stored(adata, key, settings, genes) for key in stored}
+    for name, matrix in layer_matrices(adata, names, caller="tl.eval_de").items():
         results_by_row[name] = _test(log_normalised(matrix.astype(np.float64))[:, columns], genes, cells, method)
     rows = {}
     for name, found in results_by_row.items():

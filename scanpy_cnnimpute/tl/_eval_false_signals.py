@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control, norm
 
-from .._anndata.counts import check_adata
+from .._anndata.counts import check_adata, raw_matrix
 from .._anndata.results import Results, check_keys
-from .._checks import check_choice, check_seed
+from .._checks import check_choice, check_names, check_seed
 from .._matrix import evenly_spaced
 from ..differential import TESTS
 from ._contrasts import REST, LayerValues, compared_cells, read_contrasts, test_layer
@@ -91,19 +91,22 @@ def eval_false_signals(
     ['wilcoxon', 't-test']
     """
     check_adata(adata, caller=CALLER)
-    asked = [methods] if isinstance(methods, str) else list(methods)
+    asked = check_names("methods", methods, (str,), "the name of a test")
     if not asked:
         msg = f"methods={methods!r} is empty. Available: {list(TESTS)}."
         raise ValueError(msg)
     for method in asked:
         check_choice("methods", method, TESTS)
-    check_seed(random_state)
+    random_state = check_seed(random_state)
     check_keys(key_added=key_added)
     results = Results(adata, function=CALLER, key=key_added, keys=[])
     contrasts = read_contrasts(adata, groupby, groups, reference)
+    asked_layers = layer_list(layers) or [None]
+    names = [None if layer == "X" and "X" not in adata.layers else layer for layer in asked_layers]
+    for name in names:
+        raw_matrix(adata, name)  # before the work, if one is not there
     rows = []
-    for layer in layer_list(layers) or [None]:
-        name = None if layer == "X" and "X" not in adata.layers else layer
+    for name in names:
         values = LayerValues(adata, name, caller=CALLER, n_decoys=1, random_state=random_state)
         # Groups against the rest all compare the same cells.
         distinct = list(contrasts.values())[: 1 if reference == REST else None]

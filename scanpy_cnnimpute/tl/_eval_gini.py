@@ -77,7 +77,11 @@ def eval_gini(
     if not isinstance(reference, (Mapping, pd.Series)):
         msg = f"reference is a {type(reference).__name__}, expected a dict or a Series: the Gini coefficient by gene."
         raise TypeError(msg)
-    expected = pd.Series(reference, dtype="float64").dropna()
+    try:
+        expected = pd.Series(reference, dtype="float64").dropna()
+    except (TypeError, ValueError) as error:
+        msg = f"reference has values that are no numbers, expected the Gini coefficient by gene: {error}."
+        raise TypeError(msg) from error
     if not expected.between(0, 1).all():
         msg = f"reference has values from {expected.min()} to {expected.max()}; Gini coefficients are in [0, 1]."
         raise ValueError(msg)

@@ -12,7 +12,7 @@ from anndata import AnnData
 from .. import metrics
 from .._anndata.counts import check_adata, open_counts
 from .._anndata.results import Results, check_keys, cluster_codes
-from .._checks import MAX_SEED, check_choice, check_key, check_number
+from .._checks import MAX_SEED, check_choice, check_key, check_number, check_share
 from .._counts import Counts, CountsInMemory
 from .._logging import logger
 from .._matrix import log_normalised
@@ -144,8 +144,8 @@ def eval_imputation(
     check_choice("count_type", count_type, get_args(CountType))
     settings = _check_settings(settings, preset, how)
     _check_shares(how, share, capture_efficiency)
-    check_number("n_seeds", n_seeds, int, 1)
-    check_number("random_state", random_state, int, 0, MAX_SEED + 1 - n_seeds)
+    n_seeds = check_number("n_seeds", n_seeds, int, 1)
+    random_state = check_number("random_state", random_state, int, 0, MAX_SEED + 1 - n_seeds)
     check_keys(key_added=key_added)
     results = Results(adata, function="tl.eval_imputation", key=key_added, keys=[])
     everything = open_counts(adata, layer, caller="tl.eval_imputation")
@@ -224,9 +224,7 @@ def _check_shares(how: str, share: Any, capture_efficiency: Any) -> None:
     if capture_efficiency is not None:
         values["capture_efficiency"] = capture_efficiency
     for name, value in values.items():
-        if not 0 < check_number(name, value, float) < 1:
-            msg = f"{name}={value!r} is not allowed: between 0 and 1, both excluded."
-            raise ValueError(msg)
+        check_share(name, value)
     if capture_efficiency is not None and how != "molecules":
         msg = f"capture_efficiency={capture_efficiency!r} is only used by how='molecules', not {how!r}: leave it out."
         raise ValueError(msg)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from .._checks import check_key
+from .._checks import check_key, check_names
 from .._logging import logger
 
 if TYPE_CHECKING:
@@ -50,25 +49,12 @@ def obsm_points(adata: AnnData, use_rep: Any) -> np.ndarray:
 
 def layer_list(layers: Sequence[str | None] | str | None) -> list[str | None]:
     """The names of layers that the keyword `layers` asks for."""
-    return _as_list("layers", layers, (str, type(None)), "the name of a layer, 'X' or None")
+    return check_names("layers", layers, (str, type(None)), "the name of a layer, 'X' or None")
 
 
 def use_rep_list(use_rep: Sequence[str] | str | None) -> list[str]:
     """The keys of `.obsm` that the keyword `use_rep` asks for."""
-    return _as_list("use_rep", use_rep, (str,), "a key of adata.obsm")
-
-
-def _as_list(name: str, value: Any, kinds: tuple[type, ...], expected: str) -> list[Any]:
-    """No, one or several names as a list."""
-    if value is None:
-        return []
-    items = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-    for item in items:
-        if not isinstance(item, kinds):
-            kind = type(item).__name__ if item is value else f"{type(value).__name__} of {type(item).__name__}"
-            msg = f"{name} has type {kind}, expected {expected}, or a list of these."
-            raise TypeError(msg)
-    return items
+    return check_names("use_rep", use_rep, (str,), "a key of adata.obsm")
 
 
 def common_genes(adata: AnnData, reference: pd.Index, *, caller: str) -> np.ndarray:

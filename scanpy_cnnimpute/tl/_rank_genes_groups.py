@@ -11,7 +11,7 @@ from scipy.stats import false_discovery_control, norm
 
 from .._anndata.counts import check_adata
 from .._anndata.results import Results, check_keys
-from .._checks import check_choice, check_number, check_seed, warn_user
+from .._checks import check_choice, check_key, check_number, check_seed, warn_user
 from .._logging import logger
 from .._threads import check_n_jobs, limit_keras, limited_threads
 from ..differential import DecoyNull
@@ -146,11 +146,14 @@ def rank_genes_groups(
     check_choice("corr_method", corr_method, get_args(Correction))
     if null is not None:
         check_choice("null", null, ["decoys"])
-    check_number("n_decoys", n_decoys, int, 1, MAX_DECOYS)
+    n_decoys = check_number("n_decoys", n_decoys, int, 1, MAX_DECOYS)
     check_number("rankby_abs", rankby_abs, bool)
+    check_number("copy", copy, bool)
+    if layer is not None:
+        check_key("layer", layer)
     if n_genes is not None:
-        check_number("n_genes", n_genes, int, 1)
-    check_seed(random_state)
+        n_genes = check_number("n_genes", n_genes, int, 1)
+    random_state = check_seed(random_state)
     check_keys(key_added=key_added)
     adata = adata.copy() if copy else adata
     contrasts = read_contrasts(adata, groupby, groups, reference)
