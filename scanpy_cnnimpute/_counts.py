@@ -14,7 +14,9 @@ from ._checks import warn_user
 from ._matrix import (
     MAX_LOGGED,
     N_SAMPLED_CELLS,
+    check_matrix,
     evenly_spaced,
+    indptr_problem,
     is_integer,
     to_csr,
     transformation,
@@ -288,6 +290,8 @@ class StoredCounts(Counts):
     def __init__(self, matrix: Any, where: str) -> None:
         self.matrix, self.where = matrix, where
         _check_two_dimensions(matrix, where)
+        if hasattr(matrix, "format"):
+            _check_stored_csr(matrix, where)
         height = BLOCK_ENTRIES // max(self.shape[1], 1)
         self._height = int(np.clip(height, 1, MAX_BLOCK_CELLS))
         self.n_blocks = -(-self.shape[0] // self._height)
@@ -306,7 +310,7 @@ class StoredCounts(Counts):
         return self.matrix[int(rows[0]) : int(rows[-1]) + 1]
 
     def _read(self, start: int, stop: int) -> sp.csr_array:
-        return to_csr(self.matrix[start:stop], where=self.where)
+        return _block_csr(self.matrix[start:stop], (stop - start, self.shape[1]), self.where)
 
     def rows(self, positions: np.ndarray) -> sp.csr_array:
         """See :class:`Counts`; blocks are read as a whole, since files are compressed in chunks."""
@@ -323,7 +327,7 @@ class StoredCounts(Counts):
         """Blocks of a bounded number of entries."""
         for number in range(self.n_blocks):
             rows = self.block_rows(number)
-            yield rows, to_csr(self.block(rows), where=self.where)
+            yield rows, _block_csr(self.block(rows), (rows.size, self.shape[1]), self.where)
 
 
 class DaskCounts(Counts):
@@ -359,6 +363,10 @@ class DaskCounts(Counts):
         """First row of each chunk, and the number of rows."""
         return np.concatenate([[0], np.cumsum(self.matrix.chunks[0])])
 
+    @property
+    def _block_shapes(self) -> list[tuple[int, int]]:
+        return [(int(height), self.shape[1]) for height in self.matrix.chunks[0]]
+
     def _compute(self, tasks: list[Any]) -> list[Any]:
         import dask
 
@@ -374,7 +382,11 @@ class DaskCounts(Counts):
         first, last = np.searchsorted(positions, self.bounds[:-1]), np.searchsorted(positions, self.bounds[1:])
         own = [positions[a:b] - start for a, b, start in zip(first, last, self.bounds, strict=False)]
         take = delayed(_rows_of_block, pure=True)
-        tasks = [take(block, part, self.where) for block, part in zip(self._delayed(), own, strict=True) if part.size]
+        tasks = [
+            take(block, part, shape, self.where)
+            for block, part, shape in zip(self._delayed(), own, self._block_shapes, strict=True)
+            if part.size
+        ]
         none = sp.csr_array((0, self.shape[1]), dtype=self.dtype)
         return sp.csr_array(sp.vstack([none, *self._compute(tasks)], format="csr", dtype=self.dtype))
 
@@ -391,7 +403,10 @@ class DaskCounts(Counts):
             for start, stop in zip(self.bounds[:-1], self.bounds[1:], strict=True)
         ]
         return self._compute(
-            [apply(shared, self.where, block, *part) for block, part in zip(self._delayed(), own, strict=True)]
+            [
+                apply(shared, self.where, shape, block, *part)
+                for block, part, shape in zip(self._delayed(), own, self._block_shapes, strict=True)
+            ]
         )
 
     def lazily(
@@ -426,7 +441,9 @@ class DaskCounts(Counts):
             layer = da.from_array(layer, chunks=chunks, asarray=False)
         token = tokenize(function, self.matrix.name, None if layer is None else layer.name)
         own = {
-            (f"cells-{token}", number, 0): by_cell(np.arange(start, stop))
+            (f"cells-{token}", number, 0): _OfChunk(
+                by_cell(np.arange(start, stop)), (int(stop - start), self.shape[1]), self.where
+            )
             for number, (start, stop) in enumerate(zip(self.bounds[:-1], self.bounds[1:], strict=True))
         }
         cells = da.Array(own, f"cells-{token}", (chunks[0], (1,)), dtype=object)
@@ -446,7 +463,7 @@ class DaskCounts(Counts):
     def blocks(self) -> Iterator[tuple[np.ndarray, sp.csr_array]]:
         """The chunks, computed one after the other."""
         for start, stop, block in zip(self.bounds[:-1], self.bounds[1:], self._delayed(), strict=True):
-            yield np.arange(start, stop), to_csr(block.compute(), where=self.where)
+            yield np.arange(start, stop), _block_csr(block.compute(), (stop - start, self.shape[1]), self.where)
 
 
 def _kind(matrix: Any) -> str:
@@ -477,19 +494,58 @@ def joined_blocks(parts: list[Any]) -> Any:
     return sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
 
 
-def _rows_of_block(block: Any, rows: np.ndarray, where: str) -> sp.csr_array:
-    return to_csr(block[rows], where=where)
+@dataclass(frozen=True)
+class _OfChunk:
+    """What is known of the cells of a chunk, the shape that it has to have, and what messages call the matrix."""
+
+    cells: Any
+    shape: tuple[int, int]
+    where: str
 
 
-def _apply_to_block(function: Callable[..., Any], where: str, block: Any, *others: Any) -> Any:
-    counts = to_csr(block, where=where)
+def _check_block(block: Any, shape: tuple[int, int], where: str) -> None:
+    """Refuse a block of another shape than its place, which compiled code would read beyond its end."""
+    if np.shape(block) != shape:
+        msg = (
+            f"A block of {where} has shape {np.shape(block)}, expected {shape}: the chunks of a Dask array, or the "
+            "file, do not hold what their shape says."
+        )
+        raise ValueError(msg)
+
+
+def _block_csr(block: Any, shape: tuple[int, int], where: str) -> sp.csr_array:
+    _check_block(block, shape, where)
+    return to_csr(block, where=where)
+
+
+def _rows_of_block(block: Any, rows: np.ndarray, shape: tuple[int, int], where: str) -> sp.csr_array:
+    _check_block(block, shape, where)
+    return to_csr(check_matrix(block, where)[rows], where=where)
+
+
+def _apply_to_block(function: Callable[..., Any], where: str, shape: tuple[int, int], block: Any, *others: Any) -> Any:
+    counts = _block_csr(block, shape, where)
     with one_block_at_a_time():
         return function(counts, *others)
 
 
-def _call_on_chunk(block: Any, of_cells: Any, layer: Any = None, *, function: Callable[..., Any]) -> Any:
+def _call_on_chunk(block: Any, chunk: _OfChunk, layer: Any = None, *, function: Callable[..., Any]) -> Any:
+    _check_block(block, chunk.shape, chunk.where)
+    if layer is not None:
+        _check_block(layer, chunk.shape, "the dropout layer")
     with one_block_at_a_time():
-        return function(block, of_cells) if layer is None else function(block, of_cells, layer)
+        return function(block, chunk.cells) if layer is None else function(block, chunk.cells, layer)
+
+
+def _check_stored_csr(matrix: Any, where: str) -> None:
+    """Refuse a CSR matrix on disk whose rows are not where it says; indices are checked as they are read."""
+    n_values, n_indices = (int(matrix.group[name].shape[0]) for name in ("data", "indices"))
+    problem = indptr_problem(np.asarray(matrix.group["indptr"][:]), matrix.shape[0], n_values)
+    if n_values != n_indices:
+        problem = f"{n_indices} indices for {n_values} values"
+    if problem is not None:
+        msg = f"{where} is a damaged sparse matrix: {problem}."
+        raise ValueError(msg)
 
 
 def _check_two_dimensions(matrix: Any, where: str) -> None:

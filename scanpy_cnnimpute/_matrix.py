@@ -56,8 +56,14 @@ def to_csr(matrix: Any, *, where: str = "X") -> sp.csr_array:
     ValueError
         For other dimensions than two, and for sparse matrices whose indices do not fit their shape.
     """
-    matrix = _native(_checked_matrix(matrix, where))
-    csr = _from_dense(matrix) if isinstance(matrix, np.ndarray) else sp.csr_array(matrix)
+    matrix = _native(check_matrix(matrix, where))
+    if isinstance(matrix, np.ndarray):
+        csr = _from_dense(matrix)
+    elif matrix.format == "csr":
+        # By its arrays: SciPy remembers that indices are sorted, also if they were changed since.
+        csr = sp.csr_array((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
+    else:
+        csr = sp.csr_array(matrix)
     if not csr.has_canonical_format or (csr.data == 0).any():
         csr = csr.copy()
         csr.sum_duplicates()
@@ -65,7 +71,7 @@ def to_csr(matrix: Any, *, where: str = "X") -> sp.csr_array:
     return csr
 
 
-def _checked_matrix(matrix: Any, where: str) -> Any:
+def check_matrix(matrix: Any, where: str) -> Any:
     """Refuse containers, dtypes, dimensions and sparse structures that compiled code cannot read safely."""
     hints = {
         "dask": " Call .compute() on it first.",
@@ -118,15 +124,20 @@ def _compressed_problem(matrix: Any, n_slices: int, axis: str, size: int) -> str
     indptr, indices, n_entries = matrix.indptr, matrix.indices, len(matrix.data)
     if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
         return f"indptr and indices have dtypes {indptr.dtype} and {indices.dtype}, expected integers"
-    if indptr.shape != (n_slices + 1,):
-        return f"indptr has shape {indptr.shape}, expected ({n_slices + 1},)"
     if indices.shape != (n_entries,):
         return f"indices have shape {indices.shape}, expected ({n_entries},), the number of values"
+    return indptr_problem(indptr, n_slices, n_entries) or _range_problem(axis, indices, size)
+
+
+def indptr_problem(indptr: np.ndarray, n_slices: int, n_entries: int) -> str | None:
+    """Why `indptr` does not cut so many entries into so many slices, in words; None if it does."""
+    if indptr.shape != (n_slices + 1,):
+        return f"indptr has shape {indptr.shape}, expected ({n_slices + 1},)"
     if indptr[0] != 0 or indptr[-1] != n_entries:
         return f"indptr goes from {indptr[0]} to {indptr[-1]}, expected from 0 to {n_entries}, the number of values"
     if (indptr[1:] < indptr[:-1]).any():
         return "indptr falls"
-    return _range_problem(axis, indices, size)
+    return None
 
 
 def _range_problem(name: str, indices: np.ndarray, size: int) -> str | None:
@@ -180,7 +191,7 @@ def check_probabilities(matrix: Any, *, where: str) -> np.ndarray | sp.csr_array
     TypeError, ValueError
         As :func:`to_csr`, and for NaN and values outside [0, 1].
     """
-    checked = _checked_matrix(matrix, where)
+    checked = check_matrix(matrix, where)
     probabilities = np.asarray(_native(checked)) if isinstance(checked, np.ndarray) else to_csr(checked, where=where)
     if probabilities.dtype.kind != "f":
         # Compared before the cast, which would round integers.

@@ -79,6 +79,23 @@ class ArrayRecord:
         values = {name: np.concatenate([getattr(part, name) for part in parts]) for name in known}
         return replace(parts[0], **values)  # type: ignore[type-var]
 
+    @property
+    def axis_sizes(self) -> dict[str, int]:
+        """Lengths of the axes by name."""
+        sizes: dict[str, int] = {}
+        for name, spec in self.specs().items():
+            value = getattr(self, name)
+            if spec.axes and value is not None:
+                sizes |= dict(zip(spec.axes, value.shape, strict=True))
+        return sizes
+
+    def _check_range(self, name: str, low: float, high: float = np.inf) -> None:
+        """Refuse values of an array outside a range; NaN where there may be some is in any."""
+        value = getattr(self, name)
+        if value is not None and (np.less(value, low) | np.greater(value, high)).any():
+            msg = f"the array {name!r} has values outside {low:g} to {high:g}"
+            raise ValueError(msg)
+
     def check_consistent(self) -> None:
         """Refuse arrays that do not go together, as of a damaged file.
 

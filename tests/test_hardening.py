@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
+import os
+import random
+import warnings
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import anndata
+import h5py
+import numba
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 from helpers import keys, simulate
+from threadpoolctl import threadpool_info
 
 import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute._matrix import to_csr
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import anndata as ad
 
 
@@ -263,3 +274,297 @@ def test_numpy_scalars_are_numbers(kind: Any) -> None:
     scnn.tl.cluster(adata, method="kmeans", n_clusters=kind(2), random_state=kind(1), resolution=np.float32(1))
     scnn.tl.rank_genes_groups(adata, "type", n_decoys=kind(1), n_genes=kind(5), n_jobs=kind(1), rankby_abs=np.True_)
     assert adata.uns["dropout_prob"]["params"]["random_state"] == 3
+
+
+STAGES = {
+    "tl.cluster": ("clustering.Clusterer.cluster_counts", "clustering.methods.leiden", "tl._cluster._log_sizes"),
+    "pp.dropout_prob": (
+        "_counts.Counts.check",
+        "dropout.calibrated.model.factorise",
+        "dropout.calibrated.held_out.HeldOut.gain",
+        "dropout.calibrated.CalibratedModel.summary",
+        "pp._dropout_prob.add_record",
+        "pp._dropout_prob.add_fingerprint",
+        "pp._dropout_prob._report",
+    ),
+    "paper": (
+        "clustering.Clusterer.cluster_counts",
+        "dropout.gamma_normal.model.fit_mixture",
+        "imputation.paper.training.train",
+        "pp._cnn_impute.status_table",
+        "pp._cnn_impute.report",
+    ),
+    "pp.cnn_impute": (
+        "dropout.calibrated.model.factorise",
+        "pp._cnn_impute.fit_options",
+        "imputation.default.molecules.train_network",
+        "imputation.default.molecules.MoleculeImputer.predict",
+        "pp._cnn_impute.history_table",
+        "pp._cnn_impute.add_fingerprint",
+        "_anndata.results.storable",
+        "pp._cnn_impute.report",
+    ),
+    "tl.rank_genes_groups": ("tl._rank_genes_groups.test_layer", "_anndata.results.storable"),
+    "tl.eval_clusters": ("clustering.Clusterer.cluster_counts", "_anndata.results.storable"),
+    "tl.eval_false_signals": ("tl._eval_false_signals.test_layer", "_anndata.results.storable"),
+    "tl.eval_imputation": ("tl._eval_imputation._score_masking", "_anndata.results.storable"),
+    "tl.eval_gini": ("tl._eval_gini._judge", "_anndata.results.storable"),
+    "tl.eval_de": ("tl._eval_de._test", "_anndata.results.storable"),
+}
+CALLS: dict[str, Any] = {
+    "tl.cluster": scnn.tl.cluster,
+    "pp.dropout_prob": scnn.pp.dropout_prob,
+    "paper": lambda adata: scnn.pp.cnn_impute(adata, preset="paper", n_targets=16, max_epochs=1, verbose=False),
+    "pp.cnn_impute": lambda adata: scnn.pp.cnn_impute(adata, n_steps=1, verbose=False),
+    "tl.rank_genes_groups": lambda adata: scnn.tl.rank_genes_groups(adata, "type"),
+    "tl.eval_clusters": lambda adata: scnn.tl.eval_clusters(adata, label_key="type", layers="X"),
+    "tl.eval_false_signals": lambda adata: scnn.tl.eval_false_signals(adata, "type", layers="X"),
+    "tl.eval_imputation": lambda adata: scnn.tl.eval_imputation(
+        adata, how="masking", n_seeds=1, settings={"n_steps": 1}
+    ),
+    "tl.eval_gini": lambda adata: scnn.tl.eval_gini(adata, reference={"g1": 0.3, "g2": 0.2}),
+    "tl.eval_de": lambda adata: scnn.tl.eval_de(adata, groupby="type", **EVALUATED),
+}
+
+
+def contents(adata: ad.AnnData) -> dict[tuple[str, str], Any]:
+    return {(attribute, key): getattr(adata, attribute)[key] for attribute, key in keys(adata)}
+
+
+def assert_same_contents(before: dict[tuple[str, str], Any], adata: ad.AnnData) -> None:
+    after = contents(adata)
+    assert set(after) == set(before)
+    for (attribute, key), value in before.items():
+        if attribute in {"obs", "var"}:
+            pd.testing.assert_series_equal(after[attribute, key], value)
+        else:
+            assert after[attribute, key] is value, (attribute, key)
+
+
+@pytest.mark.parametrize(
+    ("again", "failure"), [(False, KeyboardInterrupt), (True, MemoryError)], ids=["first", "again"]
+)
+@pytest.mark.parametrize(("name", "stage"), [(name, stage) for name, stages in STAGES.items() for stage in stages])
+def test_a_failure_at_any_stage_leaves_nothing(
+    name: str,
+    stage: str,
+    again: bool,
+    failure: type[BaseException],
+    finished: dict[str, ad.AnnData],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adata = finished[name].copy() if again else simulate()
+    before, state = contents(adata), global_state()
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise failure
+
+    monkeypatch.setattr(f"scanpy_cnnimpute.{stage}", fails)
+    try:
+        CALLS[name](adata)
+    except failure:
+        assert_same_contents(before, adata)
+    else:
+        # Done before, and not again.
+        assert again
+    assert_same_state(state)
+
+
+@pytest.fixture(scope="module")
+def finished() -> dict[str, ad.AnnData]:
+    """Data after each call."""
+    found = {}
+    for name, call in CALLS.items():
+        found[name] = simulate()
+        call(found[name])
+    return found
+
+
+def global_state() -> dict[str, Any]:
+    """What a call must not change in the process."""
+    import keras
+    import matplotlib as mpl
+
+    root, own = logging.getLogger(), logging.getLogger("scanpy_cnnimpute")
+    tensorflow = logging.getLogger("tensorflow")
+    return {
+        "libraries": sorted((each["filepath"], each["num_threads"]) for each in threadpool_info()),
+        "numba threads": numba.get_num_threads(),
+        "numba layer": numba.config.THREADING_LAYER,
+        "floatx": keras.config.floatx(),
+        "dtype policy": keras.config.dtype_policy().name,
+        "image data format": keras.config.image_data_format(),
+        "epsilon": keras.config.epsilon(),
+        "numpy": str(np.random.get_state()),  # noqa: NPY002
+        "python": random.getstate(),
+        "errors": np.geterr(),
+        "filters": list(warnings.filters),
+        "handlers": [list(each.handlers) for each in (root, own, tensorflow)],
+        "levels": [each.level for each in (root, own, tensorflow)],
+        "log filters": [list(each.filters) for each in (root, own, tensorflow)],
+        "rc": dict(mpl.rcParams),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),  # noqa: PTH109
+        "figures": mpl.pyplot.get_fignums() if hasattr(mpl, "pyplot") else [],
+        "print options": np.get_printoptions(),
+    }
+
+
+def assert_same_state(before: dict[str, Any]) -> None:
+    after = global_state()
+    known = {path for path, _ in before["libraries"]}  # others were loaded since
+    after["libraries"] = [each for each in after["libraries"] if each[0] in known]
+    for name, value in before.items():
+        assert after[name] == value, name
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_global_states_are_as_before(name: str, finished: dict[str, ad.AnnData]) -> None:
+    adata = simulate()
+    before = global_state()
+    CALLS[name](adata)
+    assert_same_state(before)
+    if name == "pp.cnn_impute":
+        adata = finished[name].copy()
+        before = global_state()
+        scnn.get.cnn_imputed(adata, cells=slice(0, 5))
+        scnn.CNNImputer.from_anndata(adata).transform(adata)
+        assert_same_state(before)
+
+
+DAMAGES: dict[str, Any] = {
+    "far index": lambda x: x.indices.__setitem__(5, 10**6),
+    "negative index": lambda x: x.indices.__setitem__(5, -3),
+    "falling indptr": lambda x: x.indptr.__setitem__(3, x.indptr[4] + 5),
+    "late end": lambda x: x.indptr.__setitem__(-1, x.indptr[-1] + 1000),
+    "late start": lambda x: x.indptr.__setitem__(0, 3),
+    "fewer values": lambda x: setattr(x, "data", x.data[:-4]),
+    "short indptr": lambda x: setattr(x, "indptr", x.indptr[:-2]),
+}
+
+
+def damaged(matrix: Any, how: str) -> sp.csr_matrix:
+    copy = sp.csr_matrix(matrix, copy=True)
+    DAMAGES[how](copy)
+    return copy
+
+
+ON_COUNTS: dict[str, Any] = {
+    "tl.cluster": scnn.tl.cluster,
+    "pp.dropout_prob": scnn.pp.dropout_prob,
+    "pp.cnn_impute": scnn.pp.cnn_impute,
+    "gamma-normal": lambda adata: scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type"),
+    "tl.rank_genes_groups": lambda adata: scnn.tl.rank_genes_groups(adata, "type"),
+    "tl.eval_imputation": scnn.tl.eval_imputation,
+    "estimate": scnn.estimate,
+    "CNNImputer": lambda adata: scnn.CNNImputer().fit(adata.X),
+    "CNNImputer, AnnData": lambda adata: scnn.CNNImputer().fit(adata),
+    "metrics.gini": lambda adata: scnn.metrics.gini(adata.X),
+    "metrics.mask_nonzeros": lambda adata: scnn.metrics.mask_nonzeros(adata.X),
+    "metrics.thin_counts": lambda adata: scnn.metrics.thin_counts(adata.X, capture_efficiency=0.5),
+    "metrics.baseline_estimates": lambda adata: scnn.metrics.baseline_estimates(adata.X, "rank_k"),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_sparse_counts_are_refused(how: str) -> None:
+    for name, call in ON_COUNTS.items():
+        adata = simulate()
+        adata.X = damaged(adata.X, how)
+        with pytest.raises(ValueError, match=r"is a damaged sparse matrix"):
+            call(adata)
+        assert keys(adata) == keys(simulate()), name
+
+
+@pytest.mark.parametrize("how", [how for how in DAMAGES if how != "short indptr"])
+def test_damaged_counts_are_refused_before_cells_are_picked(how: str, finished: dict[str, ad.AnnData]) -> None:
+    adata = finished["pp.cnn_impute"].copy()
+    x = damaged(adata.X, how)
+    adata.X.data, adata.X.indices, adata.X.indptr = x.data, x.indices, x.indptr
+    for function in (scnn.get.dropout_prob, scnn.get.cnn_imputed):
+        with pytest.raises(ValueError, match=r"adata\.X is a damaged sparse matrix"):
+            function(adata, cells=[1, 2])
+
+
+@pytest.mark.parametrize("how", [how for how in DAMAGES if how != "short indptr"])
+def test_damaged_counts_on_disk_are_refused(how: str, tmp_path: Path) -> None:
+    adata, path = simulate(), tmp_path / "a.h5ad"
+    adata.write_h5ad(path)
+    x = damaged(adata.X, how)
+    with h5py.File(path, "r+") as file:
+        for part in ("data", "indices", "indptr"):
+            del file["X"][part]
+            file["X"][part] = getattr(x, part)
+    backed = anndata.read_h5ad(path, backed="r")
+    with pytest.raises(ValueError, match=r"adata\.X is a damaged sparse matrix"):
+        scnn.pp.dropout_prob(backed)
+    backed.file.close()
+
+
+BLOCKS: dict[str, Any] = {
+    "fewer genes": lambda block: block[:, :40],
+    "more genes": lambda block: sp.hstack([block, block], format="csr"),
+    "fewer cells": lambda block: block[:-3],
+    "far index": lambda block: damaged(block, "far index"),
+    "falling indptr": lambda block: damaged(block, "falling indptr"),
+}
+
+
+@pytest.mark.parametrize("how", BLOCKS)
+def test_dask_chunks_that_are_not_what_they_say_are_refused(how: str) -> None:
+    da = pytest.importorskip("dask.array")
+    adata = simulate(120)
+    adata.X = da.from_array(adata.X.toarray(), chunks=(60, -1)).map_blocks(
+        lambda block: BLOCKS[how](sp.csr_matrix(block)) if block.size else sp.csr_matrix(block),
+        dtype=np.float32,
+        meta=sp.csr_matrix((0, 0), dtype=np.float32),
+    )
+    for function in (scnn.pp.dropout_prob, scnn.pp.cnn_impute):
+        with pytest.raises(ValueError, match=r"is a damaged sparse matrix|A block of adata\.X has shape"):
+            function(adata)
+
+
+def test_entries_that_were_changed_in_place_are_sorted_and_summed() -> None:
+    x = simulate().X
+    assert x.has_canonical_format  # SciPy remembers that, whatever happens to the indices
+    x.indices[:2] = x.indices[1], x.indices[0]
+    x.indices[x.indptr[1]] = x.indices[x.indptr[1] + 1]
+    csr = to_csr(x)
+    assert csr.nnz == x.nnz - 1
+    np.testing.assert_array_equal(csr.toarray(), sp.coo_array(x).toarray())
+
+
+CHANGES: dict[str, Any] = {
+    "other columns": lambda values: np.concatenate([values, values], axis=1),
+    "negative": lambda values: (-np.abs(values) - 5).astype(values.dtype),
+    "nan": lambda values: np.full(values.shape, np.nan),
+}
+CHANGED = [
+    ("obsm", "dropout_prob_scores", "other columns"),
+    ("obsm", "dropout_prob_scores", "negative"),
+    ("obsm", "dropout_prob_cell_ids", "other columns"),
+    ("obsm", "dropout_prob_cell_ids", "negative"),
+    ("obsm", "dropout_prob_fit", "other columns"),
+    ("varm", "dropout_prob_fit", "other columns"),
+    ("varm", "dropout_prob_total", "other columns"),
+    ("varm", "dropout_prob_loadings", "other columns"),
+    ("varm", "dropout_prob_loadings", "negative"),
+    ("varm", "dropout_prob_shape", "negative"),
+    ("varm", "dropout_prob_shape", "nan"),
+    ("varm", "cnn_imputed_neighbours", "negative"),
+    ("varm", "cnn_imputed_gene_ids", "negative"),
+    ("varm", "cnn_imputed_status", "negative"),
+    ("varm", "cnn_imputed_status", "other columns"),
+    ("varm", "cnn_imputed_correlations", "other columns"),
+]
+
+
+@pytest.mark.parametrize(("place", "name", "how"), CHANGED)
+def test_changed_arrays_of_a_stored_fit_are_refused(
+    place: str, name: str, how: str, finished: dict[str, ad.AnnData]
+) -> None:
+    adata = finished["pp.cnn_impute"].copy()
+    getattr(adata, place)[name] = CHANGES[how](np.asarray(getattr(adata, place)[name]))
+    for call in (scnn.get.cnn_imputed, scnn.CNNImputer.from_anndata):
+        with pytest.raises(ValueError, match=r"is damaged|do not come from the fit"):
+            call(adata)

@@ -55,7 +55,7 @@ def open_counts(adata: AnnData, layer: str | None, *, caller: str, integers: boo
     ``integers=False`` accepts any non-negative values, such as imputed counts, without a warning.
     """
     check_adata(adata, caller=caller, in_memory=False)
-    counts = Counts.of(raw_matrix(adata, layer), where=_name(layer))
+    counts = Counts.of(raw_matrix(adata, layer), where=matrix_name(layer))
     counts.check(caller=caller, suggestion=lambda: _suggestion(adata, layer), integers=integers)
     return counts
 
@@ -63,7 +63,7 @@ def open_counts(adata: AnnData, layer: str | None, *, caller: str, integers: boo
 def get_counts(adata: AnnData, layer: str | None, *, caller: str, integers: bool = True) -> sp.csr_array:
     """Counts in memory as a canonical CSR array without stored zeros, in their own dtype; see :func:`open_counts`."""
     check_adata(adata, caller=caller)
-    counts = CountsInMemory(raw_matrix(adata, layer), where=_name(layer))
+    counts = CountsInMemory(raw_matrix(adata, layer), where=matrix_name(layer))
     counts.check(caller=caller, suggestion=lambda: _suggestion(adata, layer), integers=integers)
     return counts.csr
 
@@ -96,17 +96,20 @@ def _check_scale(counts: sp.csr_array, adata: AnnData, layer: str | None, *, cal
         return
     problem = transformation(counts, scaling=False)
     if problem is not None:
-        msg = f"{_name(layer)} looks {problem}; {caller} needs counts, raw or imputed. {_suggestion(adata, layer)}"
+        msg = (
+            f"{matrix_name(layer)} looks {problem}; {caller} needs counts, raw or imputed. {_suggestion(adata, layer)}"
+        )
         raise ValueError(msg)
     whole = float(np.mean(counts.data == np.rint(counts.data)))
     if whole < MIN_WHOLE_SHARE and counts.data.max() < MAX_LOGGED:
         warn_user(
-            f"{_name(layer)} may be log-transformed ({whole:.0%} of its non-zeros are whole numbers, the largest is "
-            f"{counts.data.max():.3g}); {caller} takes it for counts."
+            f"{matrix_name(layer)} may be log-transformed ({whole:.0%} of its non-zeros are whole numbers, the largest "
+            f"is {counts.data.max():.3g}); {caller} takes it for counts."
         )
 
 
-def _name(layer: str | None) -> str:
+def matrix_name(layer: str | None) -> str:
+    """What messages call the matrix."""
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
@@ -115,7 +118,7 @@ def _suggestion(adata: AnnData, layer: str | None) -> str:
     others = [name for name in [None, *layer_names(adata)] if name != layer]
     candidates = [name for name in others if _looks_like_counts(adata.X if name is None else adata.layers[name])]
     if candidates:
-        return f"{' and '.join(map(_name, candidates))} looks like counts: pass layer={candidates[0]!r}."
+        return f"{' and '.join(map(matrix_name, candidates))} looks like counts: pass layer={candidates[0]!r}."
     if adata.raw is not None:
         return "No layer looks like counts; adata.raw might: try adata.raw.to_adata()."
     return "No layer looks like counts."

@@ -90,6 +90,14 @@ def check_fingerprint(adata: AnnData, key: str, counts: Counts) -> None:
     if int(record["format"]) != FORMAT:
         msg = f"{key!r} was stored in layout {record['format']}, this version reads layout {FORMAT}. {again}"
         raise ValueError(msg)
+    for place, name, n_columns in (("obsm", "fit", 1), ("varm", "fit", 2), ("varm", "total", 1)):
+        found = np.shape(getattr(adata, place)[f"{key}_{name}"])[1:]
+        if found != (n_columns,):
+            where = f"adata.{place}['{key}_{name}']"
+            msg = (
+                f"The fit stored under {key!r} is damaged: {where} has another shape than it was written with. {again}"
+            )
+            raise ValueError(msg)
     for what, ids in (("cells", adata.obsm[f"{key}_fit"]), ("genes", adata.varm[f"{key}_fit"])):
         n_other = int((np.asarray(ids)[:, 0] != int(record["fit"])).sum())
         if n_other:

@@ -16,7 +16,7 @@ from .fingerprint import check_fingerprint, fingerprint_keys
 from .results import written_by
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from anndata import AnnData
 
@@ -81,15 +81,23 @@ def add_record(results: Results, key: str, record: ArrayRecord) -> dict[str, Any
     return others
 
 
-def _read_record(adata: AnnData, key: str, kind: type[ArrayRecord], stored: dict[str, Any], **others: Any) -> Any:
+def _read_record(
+    adata: AnnData,
+    key: str,
+    kind: type[ArrayRecord],
+    stored: dict[str, Any],
+    sizes: Mapping[str, int] | None = None,
+    **others: Any,
+) -> Any:
     arrays, there = dict(stored), _record_keys(key, kind, set(adata.uns[key]["written"]))
     for name, spec in kind.specs().items():
         place = _place(spec)
         if place is not None and (place, f"{key}_{name}") in there:
             value = np.asarray(getattr(adata, place)[f"{key}_{name}"])
-            arrays[name] = value[:, 0] if len(spec.axes) == 1 and value.ndim > 1 else value
+            arrays[name] = value[:, 0] if len(spec.axes) == 1 and value.shape[1:] == (1,) else value
     try:
-        fitted = kind.from_arrays(arrays, {"genes": adata.n_vars, "cells": adata.n_obs}, **others)
+        known = {"genes": adata.n_vars, "cells": adata.n_obs, **(sizes or {})}
+        fitted = kind.from_arrays(arrays, known, **others)
         fitted.check_consistent()
     except ValueError as error:
         msg = f"The fit stored under {key!r} is damaged: {error}. Run {written_by(adata, key)} again."
@@ -132,7 +140,7 @@ def load_dropout_model(adata: AnnData, key: str) -> tuple[DropoutModel, Any]:
     record = adata.uns[key]
     kind = MODELS[record["params"]["model"]]
     model = _read_record(adata, key, kind, record["arrays"])
-    cells = _read_record(adata, key, kind.cells_type, record["arrays"])
+    cells = _read_record(adata, key, kind.cells_type, record["arrays"], sizes=model.axis_sizes)
     clusters = model.clusters(cells)
     if clusters.codes.min(initial=-1) < -1 or clusters.codes.max(initial=-1) >= len(clusters.names):
         msg = (

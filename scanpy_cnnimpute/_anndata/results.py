@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from .._labels import distinct_names
 from .._logging import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from anndata import AnnData
 
@@ -23,6 +24,39 @@ MAX_NAME_BYTES = 255  # of a file name on common file systems, and so of a key i
 MAX_COLUMN_BYTES = 80  # of a cluster in a column name; h5ad keeps all column names of a table in one attribute of 64 kB
 # Names with a meaning of their own: folders, anndata's index of a table, zarr's metadata.
 RESERVED_NAMES = {"", ".", "..", "_index", ".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"}
+
+
+WRITTEN = ("obs", "obsm", "varm", "layers", "uns")
+"""Attributes of an AnnData that results are written to."""
+
+
+@contextmanager
+def all_or_nothing(adata: AnnData) -> Iterator[None]:
+    """Give the data back what they had if what is done in the block fails or is interrupted.
+
+    Of a view, which the first key that is written turns into a copy, new keys are taken away.
+    """
+
+    def names(attribute: str) -> list[str]:
+        if attribute == "obs":
+            return list(adata.obs.columns)
+        return [name for name in getattr(adata, attribute) if name is not None]  # anndata >= 0.13 lists X as None
+
+    known = {attribute: names(attribute) for attribute in WRITTEN}
+    held = [] if adata.is_view else [(each, name, getattr(adata, each)[name]) for each in known for name in known[each]]
+    try:
+        yield
+    except BaseException:
+        for attribute in WRITTEN:
+            for name in names(attribute):
+                if name not in known[attribute]:
+                    del getattr(adata, attribute)[name]
+        for attribute, name, value in held:
+            there = getattr(adata, attribute)
+            # A column of a table is another object each time.
+            if name not in there or not (there[name].equals(value) if attribute == "obs" else there[name] is value):
+                there[name] = value
+        raise
 
 
 class Results:
@@ -90,7 +124,7 @@ class Results:
         """Write the values, the record and its parameters, and delete what an earlier call alone wrote."""
         from .. import __version__
 
-        with warnings.catch_warnings():
+        with all_or_nothing(self._adata), warnings.catch_warnings():
             # Writing to a view copies it, as the caller asked for.
             warnings.simplefilter("ignore", ImplicitModificationWarning)
             for (attribute, name), value in self._values.items():

@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
+
+from .._matrix import check_matrix
+from .counts import matrix_name, raw_matrix
 
 
 def selected_genes(adata: AnnData, mask_var: Any) -> np.ndarray:
@@ -58,7 +62,10 @@ def positions(names: pd.Index, chosen: Any, argument: str) -> np.ndarray:
     return part.obs["position"].to_numpy()
 
 
-def selected_cells(adata: AnnData, cells: Any) -> AnnData:
-    """The data of some cells; of all without a copy."""
+def selected_cells(adata: AnnData, cells: Any, layer: str | None) -> AnnData:
+    """The data of some cells, whose counts are in `layer`; of all without a copy."""
     everything = isinstance(cells, slice) and cells == slice(None)
+    counts = None if everything else raw_matrix(adata, layer)
+    if sp.issparse(counts):
+        check_matrix(counts, matrix_name(layer))  # SciPy reads what the indices say when it picks rows
     return adata if everything else adata[positions(adata.obs_names, cells, "cells")]

@@ -59,7 +59,7 @@ def cnn_imputed(
     check_adata(adata, caller="get.cnn_imputed", in_memory=False)
     require_imputer(adata, check_key("key", key))
     params = adata.uns[key]["params"]
-    part = selected_cells(adata, cells)
+    part = selected_cells(adata, cells, params.get("layer"))
     wanted = positions(adata.var_names, genes, "genes")
     counts = open_counts(part, params.get("layer"), caller="get.cnn_imputed", integers=False)
     check_fingerprint(part, key, counts)

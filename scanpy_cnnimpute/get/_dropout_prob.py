@@ -51,9 +51,10 @@ def dropout_prob(
     """
     check_adata(adata, caller="get.dropout_prob", in_memory=False)
     require_dropout_model(adata, check_key("key", key))
-    part = selected_cells(adata, cells)
+    layer = adata.uns[key]["params"].get("layer")
+    part = selected_cells(adata, cells, layer)
     wanted = positions(adata.var_names, genes, "genes")
-    counts = open_counts(part, adata.uns[key]["params"].get("layer"), caller="get.dropout_prob", integers=False)
+    counts = open_counts(part, layer, caller="get.dropout_prob", integers=False)
     check_fingerprint(part, key, counts)
     model, described = load_dropout_model(part, key)
     out = np.empty((part.n_obs, wanted.size), dtype=np.float32)

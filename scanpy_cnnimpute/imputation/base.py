@@ -253,7 +253,16 @@ class Imputer(ArrayRecord, ABC):
         if self.status.min(initial=0) < 0 or self.status.max(initial=0) >= len(STATUSES):
             msg = f"the array 'status' has codes outside 0 to {len(STATUSES) - 1}"
             raise ValueError(msg)
-        gene_ids = getattr(self, "gene_ids", None)
+        if self.status.shape[1] != 1 and not self.trains_in_clusters:
+            msg = f"the array 'status' has {self.status.shape[1]} columns, expected 1"
+            raise ValueError(msg)
+        neighbours, gene_ids = getattr(self, "neighbours", None), getattr(self, "gene_ids", None)
+        if neighbours is not None and ((neighbours < -1).any() or ((neighbours < 0) != (neighbours[:, :1] < 0)).any()):
+            msg = "the array 'neighbours' has ids that no gene has"
+            raise ValueError(msg)
+        if gene_ids is not None and gene_ids.min(initial=0) < 0:
+            msg = "the array 'gene_ids' has ids below 0"
+            raise ValueError(msg)
         if gene_ids is not None and np.unique(gene_ids).size < gene_ids.size:
             msg = "genes occur more than once: keep each of them once"
             raise ValueError(msg)

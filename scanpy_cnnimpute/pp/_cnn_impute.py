@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .._anndata.counts import check_adata, open_counts
 from .._anndata.fingerprint import add_fingerprint
 from .._anndata.models import IMPUTE_FUNCTION, add_record, imputer_keys
-from .._anndata.results import Results, cluster_codes
+from .._anndata.results import Results, all_or_nothing, cluster_codes
 from .._anndata.selection import selected_genes
 from .._checks import check_choice, check_number
 from .._progress import show_progress
@@ -188,7 +188,9 @@ def cnn_impute(
         not; ``summary``: per cluster numbers of cells, networks, genes with each status, and imputed entries. Without a
         layer, status and entries are those of 500 cells.
 
-    The further keys that start with `key_added` are the fitted imputer of the default preset.
+    The further keys that start with `key_added` are the fitted imputer of the default preset. A call that fails or is
+    interrupted leaves the data as they were, also without a dropout model that it has fitted on the way: run
+    :func:`~scanpy_cnnimpute.pp.dropout_prob` first to keep that.
 
     Raises
     ------
@@ -250,7 +252,8 @@ def cnn_impute(
     selected = selected_genes(adata, mask_var)
     adata = adata.copy() if copy else adata
     limit_keras(n_jobs)
-    with limited_threads(n_jobs), show_progress(verbose), opened_checkpoint(checkpoint, preset) as finished:
+    checkpoints = opened_checkpoint(checkpoint, preset)
+    with limited_threads(n_jobs), show_progress(verbose), all_or_nothing(adata), checkpoints as finished:
         _impute(adata, request, selected, finished)
     return adata if copy else None
 

@@ -12,7 +12,7 @@ import pandas as pd
 from .._anndata.counts import check_adata, open_counts
 from .._anndata.fingerprint import add_fingerprint
 from .._anndata.models import DROPOUT_FUNCTION, MASK, add_record, dropout_keys, layer_checksum
-from .._anndata.results import Results, as_series, check_keys, cluster_codes
+from .._anndata.results import Results, all_or_nothing, as_series, check_keys, cluster_codes
 from .._anndata.selection import selected_genes
 from .._checks import check_choice, check_key, check_number, check_seed
 from .._counts import DaskCounts
@@ -184,7 +184,7 @@ def dropout_prob(
     ).checked()
     selected = selected_genes(adata, mask_var)
     adata = adata.copy() if copy else adata
-    with limited_threads(n_jobs), show_progress(verbose):
+    with limited_threads(n_jobs), show_progress(verbose), all_or_nothing(adata):
         fit_and_store(adata, open_counts(adata, layer, caller=DROPOUT_FUNCTION), request, selected)
     return adata if copy else None
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .._anndata.counts import check_adata, get_counts
-from .._anndata.results import Results, check_keys
+from .._anndata.results import Results, all_or_nothing, check_keys
 from .._checks import check_key, check_number
 from .._logging import logger
 from ..clustering import Clusterer
@@ -111,7 +111,8 @@ def cluster(
     check_number("copy", copy, bool)
     adata = adata.copy() if copy else adata
     source = get_counts(adata, layer, caller="tl.cluster") if use_rep is None else check_key("use_rep", use_rep)
-    _cluster_and_write(adata, source, clusterer, layer=layer, key_added=key_added)
+    with all_or_nothing(adata):
+        _cluster_and_write(adata, source, clusterer, layer=layer, key_added=key_added)
     return adata if copy else None
 
 

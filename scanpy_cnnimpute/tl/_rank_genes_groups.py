@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control, norm
 
 from .._anndata.counts import check_adata
-from .._anndata.results import Results, check_keys
+from .._anndata.results import Results, all_or_nothing, check_keys
 from .._checks import check_choice, check_key, check_number, check_seed, warn_user
 from .._logging import logger
 from .._threads import check_n_jobs, limit_keras, limited_threads
@@ -199,13 +199,14 @@ def rank_genes_groups(
         field: as_records(list(columns), {name: each[field] for name, each in columns.items()}, kind)
         for field, kind in kinds.items()
     }
-    # As Scanpy writes it, which replaces an earlier result.
-    adata.uns[key_added] = {"params": params, **records}
-    if null is None:
-        adata.uns.pop(f"{key_added}_decoys", None)  # of an earlier call
-        return adata if copy else None
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    results.write({"table": table}, {**params, "null": null, "n_decoys": n_decoys, "random_state": random_state})
+    with all_or_nothing(adata):
+        # As Scanpy writes it, which replaces an earlier result.
+        adata.uns[key_added] = {"params": params, **records}
+        if null is None:
+            adata.uns.pop(f"{key_added}_decoys", None)  # of an earlier call
+            return adata if copy else None
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        results.write({"table": table}, {**params, "null": null, "n_decoys": n_decoys, "random_state": random_state})
     logger.info("%s: the test as it is calls %.0f %% of the decoys at 0.05", CALLER, 100 * table["called"].mean())
     return adata if copy else None
 

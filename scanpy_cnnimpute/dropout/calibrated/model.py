@@ -14,7 +14,7 @@ from ..._progress import progress_bar
 from ..._records import ArrayRecord, array, column
 from ..._threads import single_threaded_blas
 from ...metrics import reliability_curve
-from ..base import CALLED, Clusters, DropoutFit, DropoutModel
+from ..base import CALLED, MIN_EFFICIENCY, Clusters, DropoutFit, DropoutModel
 from ..read_counts import estimate_reads, reads_of_cells, to_molecules
 from .factorisation import N_STARTS, combine, describe_cells, factorise
 from .held_out import HeldOut
@@ -47,6 +47,7 @@ MAX_SHAPE_ENTRIES = 4_000_000  # entries that shapes are fitted to: 270 cells of
 MAX_READ_ENTRIES = 10_000_000  # of cells x genes that reads per molecule are estimated from: 500 cells of 20,000 genes
 DESCRIBED_CELLS = 5_000  # described at a time
 SUMMARY_CELLS = 2_000  # cells that the summary is taken over, evenly spaced within the clusters
+TINY = float(np.finfo(np.float64).tiny)  # what is divided by is larger
 SUMMARY_BLOCK = 64  # cells at a time
 
 
@@ -95,6 +96,14 @@ class CalibratedCells(ArrayRecord):
     capture_efficiency: np.ndarray = column("f4")
     cell_ids: np.ndarray = array("i4", "cells")
     reads_per_molecule: np.ndarray | None = column("f8", optional=True)
+
+    def check_consistent(self) -> None:
+        """Refuse values that no fit gives; see :meth:`ArrayRecord.check_consistent`."""
+        self._check_range("scores", 0)
+        self._check_range("cell_ids", -1)
+        self._check_range("library_size", 0)
+        self._check_range("capture_efficiency", MIN_EFFICIENCY / 2, 1)  # half: single precision rounds
+        self._check_range("reads_per_molecule", TINY)
 
     @property
     def n_molecules(self) -> np.ndarray:
@@ -210,6 +219,17 @@ class CalibratedModel(DropoutModel):
         cells = replace(cells, cell_ids=np.arange(counts.shape[0], dtype=np.int32))
         curve = reliability_curve(present, stated) if stated.size else _NO_CURVE
         return DropoutFit(model=model, cells=cells, tables={"reliability": curve})
+
+    def check_consistent(self) -> None:
+        """Refuse values that no fit gives; see :meth:`ArrayRecord.check_consistent`."""
+        for name in ("loadings", "train_loadings", "train_scores", "random_state", "gene_ids", "train_cells"):
+            self._check_range(name, 0)
+        for name in ("shape", "reads_divisor", "reads_factor"):
+            self._check_range(name, TINY)
+        self._check_range("molecule_share", 0, 1)
+        if (np.diff(self.train_cells) <= 0).any():
+            msg = "the array 'train_cells' does not rise"
+            raise ValueError(msg)
 
     def describe(
         self,

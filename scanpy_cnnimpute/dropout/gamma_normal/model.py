@@ -114,6 +114,16 @@ class GammaNormalModel(DropoutModel):
         )
         return DropoutFit(model=model, cells=GammaNormalCells(library_size=library_size, cluster=codes), tables={})
 
+    def check_consistent(self) -> None:
+        """Refuse values that no fit gives; see :meth:`ArrayRecord.check_consistent`."""
+        self._check_range("status", 0, len(STATUSES) - 1)
+        self._check_range("rate", 0, 1)
+        for name in ("alpha", "beta", "sigma"):
+            self._check_range(name, np.finfo(np.float64).tiny)
+        if not np.isfinite(self.parameters[self.modelled]).all():
+            msg = "modelled genes have parameters that are NaN or infinite"
+            raise ValueError(msg)
+
     def describe(
         self,
         counts: csr_array,

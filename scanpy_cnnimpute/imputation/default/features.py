@@ -84,6 +84,9 @@ def check_network(neighbours: np.ndarray, weights: list[np.ndarray]) -> None:
     ValueError
         With what is wrong.
     """
+    if neighbours.shape[1] == 0:
+        msg = "the array 'neighbours' has no columns"
+        raise ValueError(msg)
     n_targets = int((neighbours[:, 0] >= 0).sum())
     if n_targets and not weights:
         msg = f"the network of {n_targets} target genes has no weights"

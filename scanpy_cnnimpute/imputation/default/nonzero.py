@@ -45,6 +45,8 @@ MIN_BATCH, MAX_BATCH = 2, 64
 VALIDATION_ENTRIES = 300_000  # of cells x genes at most
 CALL_ENTRIES = 240_000  # predicted in one call of the network
 MIN_CALL, MAX_CALL = 8, 256  # cells in it
+MAX_LOG = 50.0  # far more than the logarithm of any count, 2**53
+TINY = float(np.finfo(np.float32).tiny)  # what is divided by is larger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +183,16 @@ class NonzeroImputer(Imputer):
         """Refuse arrays that do not go together; see :meth:`Imputer.check_consistent`."""
         super().check_consistent()
         check_network(self.neighbours, self.weights)
+        k = self.loadings.shape[1]
+        if self.loading_moments.shape[1] != k * (k + 1) // 2:
+            msg = f"the array 'loading_moments' has {self.loading_moments.shape[1]} pairs of {k} components"
+            raise ValueError(msg)
+        for name in ("intercept", "slope"):
+            self._check_range(name, -MAX_LOG, MAX_LOG)
+        self._check_range("sd", TINY, MAX_LOG)
+        if (np.diff(self.noise_level) < 0).any():
+            msg = "the array 'noise_level' falls"
+            raise ValueError(msg)
 
     def predict(
         self,
