@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import logging
 import math
@@ -570,6 +571,162 @@ def test_changed_arrays_of_a_stored_fit_are_refused(
     for call in (scnn.get.cnn_imputed, scnn.CNNImputer.from_anndata):
         with pytest.raises(ValueError, match=r"is damaged|do not come from the fit"):
             call(adata)
+
+
+FORKED = """
+import multiprocessing, sys
+import scanpy_cnnimpute as scnn
+sys.path.insert(0, "tests")
+from helpers import simulate
+
+def work(method):
+    adata = simulate()
+    if method == "impute":
+        scnn.pp.cnn_impute(adata, n_steps=1, verbose=False)
+        return float(adata.layers["cnn_imputed"].sum())
+    if method == "mixture":
+        scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type")
+    elif method == "calibrated":
+        scnn.pp.dropout_prob(adata)
+    else:
+        scnn.tl.cluster(adata, method=method, use_rep="X_latent")
+        return "".join(adata.obs["cnn_cluster"].astype(str))
+    return adata.layers["dropout_prob"].tobytes()
+
+methods = ["mixture", "calibrated", "adp", "leiden"]
+here = [work(method) for method in methods]
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    there = [pool.apply_async(work, (method,)).get(120) for method in methods]
+print("the same:", here == there)
+work("impute")
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    print("the same:", pool.apply_async(work, ("calibrated",)).get(120) == here[1])
+    try:
+        pool.apply_async(work, ("impute",)).get(120)
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the operating system does not fork")
+def test_forked_processes_do_the_same_or_are_refused(request: pytest.FixtureRequest) -> None:
+    lines = run_python(FORKED, request).splitlines()
+    assert lines[:2] == ["the same: True"] * 2
+    assert "multiprocessing.get_context('spawn')" in lines[2]
+
+
+THREADS = """
+import sys, threading
+import numba
+import scanpy_cnnimpute as scnn
+from threadpoolctl import threadpool_info
+sys.path.insert(0, "tests")
+from helpers import simulate
+
+results = {}
+def work(number):
+    adata = simulate()
+    scnn.pp.dropout_prob(adata, n_jobs=1 + number % 2)
+    scnn.pp.dropout_prob(adata, model="gamma_normal", cluster_key="type", key_added="mixture")
+    scnn.tl.cluster(adata, method="adp", use_rep="X_latent")
+    results[number] = adata.layers["dropout_prob"].tobytes(), adata.layers["mixture"].tobytes()
+
+work(0)
+before = {each["filepath"]: each["num_threads"] for each in threadpool_info()}
+threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 5)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+after = {each["filepath"]: each["num_threads"] for each in threadpool_info()}
+print(numba.threading_layer(), len(results), len(set(results.values())), before == after)
+"""
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
+def test_four_threads_at_once(layer: str, request: pytest.FixtureRequest) -> None:
+    if layer == "tbb" and importlib.util.find_spec("tbb") is None:
+        pytest.skip("TBB is not installed")
+    variables = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
+    assert run_python(THREADS, request, **variables).split() == [layer, "5", "1", "True"]
+
+
+SAME_BITS = """
+import hashlib, sys
+import numpy as np, scipy.sparse as sp
+import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute.clustering import methods
+from scanpy_cnnimpute.imputation.default import molecules, nonzero
+sys.path.insert(0, "tests")
+from helpers import simulate, untrained
+
+molecules.train_network = nonzero.train_network = untrained  # all but the network
+def note(name, *values):
+    digest = hashlib.sha256()
+    for value in values:
+        value = value.toarray() if sp.issparse(value) else np.ascontiguousarray(value)
+        digest.update(value.tobytes() if value.dtype != object else repr(value.tolist()).encode())
+    print(name, digest.hexdigest())
+
+for _ in range(2):
+    adata = simulate(120, 60)
+    repeated = adata[np.arange(120) % 15].copy()  # fewer distinct cells than components
+    repeated.obs_names_make_unique()
+    for data in (adata, repeated):
+        for method in ("leiden", "kmeans", "adp"):
+            copy = data.copy()
+            scnn.tl.cluster(copy, method=method, n_clusters=3 if method == "kmeans" else None, random_state=1)
+            embedding = copy.obsm["X_cnn_tsne" if method == "adp" else "X_cnn_pca"]
+            note(method, copy.obs["cnn_cluster"].cat.codes, embedding)
+    methods.MAX_CELLS, methods.DRAWN_CELLS = 80, dict.fromkeys(methods.DRAWN_CELLS, 60)
+    for method in ("leiden", "kmeans", "adp"):
+        copy = adata.copy()
+        scnn.tl.cluster(copy, method=method, n_clusters=3 if method == "kmeans" else None, random_state=1)
+        note(method + " of a draw", copy.obs["cnn_cluster"].cat.codes)
+    methods.MAX_CELLS, methods.DRAWN_CELLS = 20_000, {"leiden": 20_000, "kmeans": 20_000, "adp": 5_000}
+    for data in (adata, repeated):
+        copy = data.copy()
+        scnn.pp.dropout_prob(copy)
+        scnn.pp.dropout_prob(copy, model="gamma_normal", key_added="mixture")
+        note("probabilities", copy.layers["dropout_prob"], copy.layers["mixture"])
+    scnn.pp.dropout_prob(adata)
+    quick = {"n_steps": 1, "verbose": False}
+    scnn.pp.cnn_impute(adata, estimate="conditional", key_added="conditional", **quick)
+    note("conditional", *(adata.varm["conditional_" + name] for name in ("loadings", "features", "neighbours", "sd")))
+    scnn.pp.cnn_impute(adata, **quick)
+    note("default", *(adata.varm["cnn_imputed_" + name] for name in ("neighbours", "correlations", "level")))
+    scnn.tl.rank_genes_groups(adata, "type")
+    note("decoys", adata.uns["rank_genes_groups"]["scores"]["a"], adata.uns["rank_genes_groups"]["pvals"]["a"])
+    note("false signals", scnn.tl.eval_false_signals(adata, "type", layers="X")[["called", "correlation"]].to_numpy())
+    table = scnn.tl.eval_imputation(adata, n_seeds=1, settings={"n_steps": 1}).drop(index="cnn_impute")
+    note("baselines", table.to_numpy(float))
+    print("end")
+"""
+
+
+def test_the_same_bits_before_the_network_wherever_it_runs(request: pytest.FixtureRequest) -> None:
+    outputs = []
+    for threads, hash_seed in (("1", "0"), ("2", "7")):
+        variables = {"NUMBA_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        output = run_python(SAME_BITS, request, PYTHONHASHSEED=hash_seed, **variables)
+        first, second, rest = output.split("end\n")
+        assert rest == ""
+        assert first == second
+        outputs.append(first)
+    assert outputs[0].splitlines() == outputs[1].splitlines()
+    assert outputs[0].count("\n") >= 15
+
+
+def run_python(code: str, request: pytest.FixtureRequest, **variables: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=request.config.rootpath,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout
 
 
 EVERY_KERNEL = """
