@@ -264,7 +264,8 @@ def test_damaged_imputers_are_refused_or_right(saved: Path, change: Callable[[by
         found = CNNImputer.load(saved).transform(new).toarray()
     except (ValueError, FileNotFoundError) as error:
         event(f"refused: {type(error).__name__}")
-        assert str(saved) in str(error) or "damaged" in str(error) or "genes" in str(error)  # noqa: PT017
+        # A changed letter in the name of a gene is noticed when the genes are aligned.
+        assert any(word in str(error) for word in (str(saved), "damaged", "genes", "training data"))  # noqa: PT017
     else:
         # Bytes that nobody reads, such as dates in the archive; numbers without a checksum stay numbers.
         assert np.isfinite(found).all()
@@ -288,6 +289,13 @@ def test_parts(adata: ad.AnnData, cells: Any, genes: Any) -> None:
     except Exception:
         with pytest.raises((*REFUSALS, IndexError)):
             scnn.get.dropout_prob(adata, cells=cells, genes=genes)
+        return
+    if not adata.var_names.is_unique and isinstance(genes, str | list):
+        # One name may stand for several genes: anndata gives one of them.
+        try:
+            scnn.get.dropout_prob(adata, cells=cells, genes=genes)
+        except ValueError as error:
+            assert "more than once" in str(error)  # noqa: PT017 - positions are right, too
         return
     found = scnn.get.dropout_prob(adata, cells=cells, genes=genes)
     np.testing.assert_array_equal(found, dense(expected).reshape(found.shape))

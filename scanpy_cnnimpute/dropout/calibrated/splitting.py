@@ -81,7 +81,7 @@ def split_molecules(
     Two CSR arrays with the pattern of `counts`, which may store zeros; `TRAIN_SHARE` of the molecules is in the first.
     """
     whole = np.rint(counts.data)
-    fits = whole.max(initial=0) <= np.iinfo(np.int32).max  # in half the memory
+    fits = float(whole.max(initial=0)) <= np.iinfo(np.int32).max  # in half the memory
     whole = whole.astype(np.int32 if fits else np.int64)
     first = np.empty_like(whole)
     draw_first(counts.indptr, counts.indices, whole, cell_ids, gene_ids, random_state, TRAIN_SHARE, first)
