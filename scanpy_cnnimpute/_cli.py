@@ -172,9 +172,19 @@ def _add_large_data(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|COLUMN",
         help="genes to impute: a text file with a name on each line, or a column of var",
     )
-    group.add_argument("--workers", type=int, metavar="N", help="processes of Dask that impute blocks at the same time")
+    group.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes of Dask that impute blocks at the same time"
+    )
     group.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers see the same files")
     group.add_argument("--restart", action="store_true", help="forget what an interrupted run has finished")
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) == 0:
+        msg = f"{text!r} is not allowed: a whole number from 1 on"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
 
 
 def _bytes(text: str) -> int:

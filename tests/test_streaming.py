@@ -195,6 +195,13 @@ def test_sizes(text: str) -> None:
             _cli._bytes(text)
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "two"])
+def test_numbers_of_workers(inputs: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _cli.main(["impute", str(inputs / "in.h5ad"), str(tmp_path / "out.h5ad"), f"--workers={text}"])
+    assert f"{text!r} is not allowed: a whole number from 1 on" in capsys.readouterr().err
+
+
 def interrupted(
     inputs: Path, out: Path, after: int, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> list[int]:
