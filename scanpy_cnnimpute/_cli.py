@@ -194,7 +194,11 @@ def _bytes(text: str) -> int:
         msg = f"{text!r} is no size: a number with KB, MB, GB or TB"
         raise argparse.ArgumentTypeError(msg)
     number, prefix, binary = found.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix or " "))
+    size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix or " "))
+    if size == 0:
+        msg = "a limit of 0 leaves nothing to work with"
+        raise argparse.ArgumentTypeError(msg)
+    return size
 
 
 def _mirror(parser: argparse.ArgumentParser, function: Callable[..., Any], unmirrored: Collection[str] = ()) -> None:
@@ -236,7 +240,12 @@ def _number_or_key(text: str) -> float | str:
 
 
 def _summary(function: Callable[..., Any]) -> str:
-    return (inspect.getdoc(function) or "").partition("\n")[0]
+    return _plain((inspect.getdoc(function) or "").partition("\n")[0])
+
+
+def _plain(text: str) -> str:
+    """Text without the markup of the documentation."""
+    return re.sub(r":func:`~?(?:\w+\.)*(\w+\.\w+)`", r"\1", _one_line(text)).replace("``", "").replace("`", "")
 
 
 def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
@@ -244,8 +253,7 @@ def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
     section = (inspect.getdoc(function) or "").split("Parameters\n----------\n")[1].split("\nReturns\n")[0]
     texts: dict[str, str] = {}
     for names, text in re.findall(r"^(\S.*)\n((?:    .*\n?|\n)+)", section, flags=re.MULTILINE):
-        plain = re.sub(r":func:`~?(?:\w+\.)*(\w+\.\w+)`", r"\1", _one_line(text)).replace("``", "").replace("`", "")
-        texts.update(dict.fromkeys(names.split(", "), plain))
+        texts.update(dict.fromkeys(names.split(", "), _plain(text)))
     return texts
 
 
@@ -328,7 +336,7 @@ def _estimate(options: argparse.Namespace) -> None:
 def _is_streamed(options: argparse.Namespace) -> bool:
     """Whether the data are imputed block by block: they do not fit into memory, or blocks are asked for."""
     from ._anndata import files
-    from ._streaming import bytes_in_memory, memory_of_machine
+    from ._streaming import bytes_in_memory, format_size, memory_of_machine
 
     files.check_input(options.input)
     needed = bytes_in_memory(options.input, options.layer)
@@ -343,8 +351,8 @@ def _is_streamed(options: argparse.Namespace) -> bool:
         )
         raise ValueError(msg)
     if needed > limit:
-        text = "%s may need %.1f GB, more than --memory-limit (%.1f GB): it is read and written block by block"
-        logging.getLogger("scanpy_cnnimpute").info(text, options.input, needed / 1e9, limit / 1e9)
+        text = "%s may need %s, more than --memory-limit (%s): it is read and written block by block"
+        logging.getLogger("scanpy_cnnimpute").info(text, options.input, format_size(needed), format_size(limit))
     return True
 
 

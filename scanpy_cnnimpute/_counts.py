@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 BLOCK_ENTRIES = 2**24
 """Cells x genes of a block that is read from disk: 8,000 cells of 2,000 genes, imputed at most 130 MB."""
 MAX_BLOCK_CELLS = 20_000
+FEW_FRACTIONS = 0.01  # share of the non-zeros below which their number is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +243,8 @@ class Counts(ABC):
                     f"log-transformed ({share:.0%} of its non-zeros are fractions, the largest is {totals.largest:.3g})"
                 )
             if problem is None:
-                fractions = f"{share:.0%} of the non-zeros are not whole numbers"
+                few = f"{totals.n_fractions} of {totals.nnz}" if share < FEW_FRACTIONS else f"{share:.0%} of the"
+                fractions = f"{few} non-zeros are not whole numbers"
                 warn_user(f"{self.where}: {fractions}; {caller} is meant for raw counts.")
         if problem is not None:
             end = suggestion if isinstance(suggestion, str) else suggestion()

@@ -21,7 +21,7 @@ from ._anndata.selection import selected_genes
 from ._checks import check_choice, check_number
 from ._counts import BLOCK_ENTRIES, Counts, CountsInMemory
 from ._matrix import evenly_spaced
-from ._streaming import LIBRARY_BYTES, bytes_in_memory, memory_of_machine
+from ._streaming import LIBRARY_BYTES, bytes_in_memory, format_size, memory_of_machine
 from .dropout import MODELS, Clusters, ModelledDropout, check_efficiency
 from .dropout.calibrated.model import MAX_CELLS
 from .imputation import Entries, FitOptions, Targets, find_imputer, resolve_settings
@@ -84,8 +84,8 @@ class Estimate:
             f"{self.n_cells:,} cells x {self.n_genes:,} genes, {'block by block' if self.by_blocks else 'in memory'}",
             f"entries to impute: {self.n_entries:,} ({self.n_entries / max(self.n_cells * self.n_genes, 1):.0%})",
             f"time on this machine: about {_time(self.seconds)}",
-            f"memory: about {_size(self.peak_bytes)}",
-            f"added on disk: about {_size(self.added_bytes)}",
+            f"memory: about {format_size(self.peak_bytes)}",
+            f"added on disk: about {format_size(self.added_bytes)}",
             *(f"smaller: {each}" for each in self.advice),
         ]
         return "\n".join(lines)
@@ -292,11 +292,11 @@ class _Calibration:
 
     def _advice(self, large: _Times, n_cells: int, params: float, added: float) -> list[str]:
         """What would make it smaller, with figures."""
-        advice = [f"store='params' adds {_size(params)}, and get.cnn_imputed gives any part"]
+        advice = [f"store='params' adds {format_size(params)}, and get.cnn_imputed gives any part"]
         n_selected = int(self.selected.sum())
         if n_selected > FEW_GENES:
             fewer = params + (added - params) * FEW_GENES / n_selected
-            advice.append(f"mask_var= with {FEW_GENES:,} genes adds {_size(fewer)}")
+            advice.append(f"mask_var= with {FEW_GENES:,} genes adds {format_size(fewer)}")
         if self.kind.entries == "zeros" and large.high_entries < large.n_entries / 2:
             n_high = large.high_entries * n_cells // large.n_cells
             advice.append(f"threshold={HIGH_THRESHOLD} imputes {n_high:,} entries")
@@ -338,7 +338,3 @@ def _stored_size(result: Any, suffix: str | None) -> tuple[int, int]:
 def _time(seconds: float) -> str:
     minutes = seconds / 60
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"  # noqa: PLR2004
-
-
-def _size(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"  # noqa: PLR2004

@@ -213,6 +213,11 @@ def written_layers(keywords: dict[str, Any]) -> list[str]:
     return [key, f"{key}_std"] if keywords["return_std"] else [key]
 
 
+def format_size(n_bytes: float) -> str:
+    """Bytes as people read them."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.3g} MB"  # noqa: PLR2004
+
+
 def memory_of_machine() -> int:
     """Bytes of memory; a modest machine's where the system does not say."""
     try:

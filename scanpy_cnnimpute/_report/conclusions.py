@@ -256,7 +256,11 @@ def _training(records: Records) -> Iterator[Conclusion]:
     if not np.isfinite(losses).any():
         return
     if np.nanmin(losses) < losses[0]:
-        text = f"The network learnt: its validation loss fell from {losses[0]:.5g} to {np.nanmin(losses):.5g}."
+        fall = 1 - np.nanmin(losses) / losses[0]
+        text = (
+            f"The network lowered its validation loss by {fall:.1%}, from {losses[0]:.5g} to {np.nanmin(losses):.5g}: "
+            "most of the prediction is the dropout model's."
+        )
         yield Conclusion("note", text)
     else:
         yield Conclusion(

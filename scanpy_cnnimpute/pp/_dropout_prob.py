@@ -214,7 +214,10 @@ class DropoutRequest:
         check_choice("count_type", self.count_type, get_args(CountType))
         for name, unset in (("capture_efficiency", None), ("count_type", "auto")):
             told = getattr(self, name)
-            if told != unset and not MODELS[self.model].counts_molecules:
+            if (
+                not (told is unset or (isinstance(told, str) and told == unset))
+                and not MODELS[self.model].counts_molecules
+            ):
                 msg = f"{name}={told!r} means nothing to model={self.model!r}: leave it out."
                 raise ValueError(msg)
         if self.cluster_key is not None:

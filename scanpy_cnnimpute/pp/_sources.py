@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -125,11 +125,14 @@ def refuse_remnants(adata: AnnData, key: str) -> None:
 
 
 @contextmanager
-def opened_checkpoint(folder: str | Path | None, preset: str) -> Iterator[FinishedParts | None]:
+def opened_checkpoint(folder: Any, preset: str) -> Iterator[FinishedParts | None]:
     """The folder of finished networks, if one is asked for."""
     if folder is None:
         yield None
         return
+    if not isinstance(folder, str | Path):
+        msg = f"checkpoint={folder!r} has type {type(folder).__name__}, expected the path of a folder."
+        raise TypeError(msg)
     if not find_imputer(preset).trains_in_clusters:
         msg = f"checkpoint={str(folder)!r} means nothing to preset={preset!r}, which trains one network: leave it out."
         raise ValueError(msg)

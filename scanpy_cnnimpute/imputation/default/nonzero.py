@@ -166,7 +166,7 @@ class NonzeroImputer(Imputer):
             features=np.zeros((n_genes, N_GENE_FEATURES), dtype=np.float32),
             intercept=nothing,
             slope=nothing,
-            sd=nothing,
+            sd=np.ones(n_genes, dtype=np.float32),
             loadings=nothing[:, None],
             loading_moments=nothing[:, None],
             precision=nothing,
