@@ -530,16 +530,17 @@ def test_a_failed_save_leaves_nothing(
         msg = "no space left"
         raise OSError(msg)
 
-    monkeypatch.setattr(json, "dumps", full)
-    for target in (path, tmp_path / "other"):
-        with pytest.raises(OSError, match="no space left"):
-            fitted.save(target, overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        for target in (path, tmp_path / "other"):
+            with pytest.raises(OSError, match="no space left"):
+                fitted.save(target, overwrite=True)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["imputer"]
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"precious exists\. Pass overwrite=True to replace a saved imputer"):
+    with pytest.raises(FileExistsError, match=r"precious exists\. Pass overwrite=True to replace a folder that holds"):
         fitted.save(precious, overwrite=True)
     assert (precious / "thesis.tex").read_text() == "mine"
 

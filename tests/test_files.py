@@ -266,6 +266,9 @@ def _free_locks(folder: Path) -> None:
 def test_signals_clean_up(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("started in the background, where Ctrl-C is ignored")
+
     def read(_: Path) -> None:
         assert len(names(tmp_path)) == 2
         os.kill(os.getpid(), number)
@@ -310,6 +313,8 @@ def test_an_interrupt_that_is_lost_comes_again() -> None:
 
 
 def test_an_interrupt_while_modules_are_imported(tmp_path: Path) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        pytest.skip("started in the background, where Ctrl-C is ignored")
     code = "import sys; from scanpy_cnnimpute._cli import main; print(flush=True); sys.exit(main())"
     command = [sys.executable, "-c", code, "dropout", "no.h5ad", "x.h5ad"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 REFUSALS = (ValueError, TypeError, KeyError, NotImplementedError)
 DROPOUT: dict[str, list[Any]] = {
     "layer": [None, "twin", "missing"],

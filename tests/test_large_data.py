@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 N_CELLS, N_GENES = 120, 50
 FAST: dict[str, Any] = {"n_steps": 4, "verbose": False}
 # The network's batches are those of the block: sums of float32 in another order.

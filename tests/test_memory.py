@@ -19,6 +19,8 @@ from scanpy_cnnimpute.imputation.default.architecture import hidden_mse
 from scanpy_cnnimpute.imputation.paper import architecture as paper_architecture
 from scanpy_cnnimpute.presets import PaperSettings
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {"n_steps": 2, "verbose": False}
 CALLS: dict[str, dict[str, Any]] = {
     "posterior_mean": TINY,

@@ -150,6 +150,7 @@ def test_examples(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.ipynb")), ids=lambda path: path.name)
 def test_tutorials(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbformat

@@ -27,6 +27,8 @@ from scanpy_cnnimpute._finished import FinishedParts
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 zarr = pytest.importorskip("zarr")
 
 N_CELLS, N_GENES = 90, 50
