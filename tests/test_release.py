@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / ".github").is_dir(), reason="the source distribution has no such files")
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
-TEST_COMMAND = "pip install -U pip && pip install --group test . && pytest"
+TEST_COMMAND = "pip install -U pip && pip install --group test . && pytest --slow"
 
 
 def text(name: str) -> str:
