@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ._anndata import files, stores
-from ._anndata.counts import open_counts, raw_matrix
+from ._anndata.counts import layer_names, open_counts, raw_matrix
 from ._anndata.models import IMPUTE_FUNCTION, load_dropout, load_imputer
 from ._anndata.results import written_by
 from ._atomic import OLD, put_in_place, reserved, unfinished_folder
@@ -165,7 +165,7 @@ def _fit(job: Job, parts: FinishedParts) -> None:
         pp.cnn_impute(adata, **keywords)
         _record_layers(job, adata)
         adata.X = None
-        for name in list(adata.layers):
+        for name in layer_names(adata):
             del adata.layers[name]
         with parts.writing(FITTED) as new:
             files.write(adata, new, parts.path(FITTED))
