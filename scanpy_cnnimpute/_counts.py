@@ -263,9 +263,7 @@ class CountsInMemory(Counts):
     @property
     def container(self) -> type:
         """See :class:`Counts`."""
-        if not sp.issparse(self.matrix):
-            return np.ndarray
-        return sp.csr_matrix if isinstance(self.matrix, sp.spmatrix) else sp.csr_array
+        return _container_of(self.matrix)
 
     def rows(self, positions: np.ndarray) -> sp.csr_array:
         """See :class:`Counts`; all cells are not copied."""
@@ -329,7 +327,7 @@ class StoredCounts(Counts):
         """Blocks of a bounded number of entries."""
         for number in range(self.n_blocks):
             rows = self.block_rows(number)
-            yield rows, _block_csr(self.block(rows), (rows.size, self.shape[1]), self.where)
+            yield rows, self._read(int(rows[0]), int(rows[-1]) + 1)
 
 
 class DaskCounts(Counts):
@@ -356,39 +354,33 @@ class DaskCounts(Counts):
     @property
     def container(self) -> type:
         """See :class:`Counts`."""
-        if not sp.issparse(self.matrix._meta):
-            return np.ndarray
-        return sp.csr_matrix if isinstance(self.matrix._meta, sp.spmatrix) else sp.csr_array
+        return _container_of(self.matrix._meta)
 
     @cached_property
-    def bounds(self) -> np.ndarray:
-        """First row of each chunk, and the number of rows."""
-        return np.concatenate([[0], np.cumsum(self.matrix.chunks[0])])
+    def _chunk_rows(self) -> list[np.ndarray]:
+        """Positions of the cells of each chunk."""
+        return np.split(np.arange(self.shape[0]), np.cumsum(self.matrix.chunks[0])[:-1])
 
-    @property
-    def _block_shapes(self) -> list[tuple[int, int]]:
-        return [(int(height), self.shape[1]) for height in self.matrix.chunks[0]]
+    def _chunks(self) -> Iterator[tuple[Any, np.ndarray, tuple[int, int]]]:
+        """The chunks, not computed, the positions of their cells, and the shapes that they have to have."""
+        for block, rows in zip(self.matrix.to_delayed().ravel(), self._chunk_rows, strict=True):
+            yield block, rows, (rows.size, self.shape[1])
 
     def _compute(self, tasks: list[Any]) -> list[Any]:
         import dask
 
         return list(dask.compute(*tasks))
 
-    def _delayed(self) -> list[Any]:
-        return list(self.matrix.to_delayed().ravel())
-
     def rows(self, positions: np.ndarray) -> sp.csr_array:
         """See :class:`Counts`; only chunks that hold some of the cells are computed."""
         from dask import delayed
 
-        first, last = np.searchsorted(positions, self.bounds[:-1]), np.searchsorted(positions, self.bounds[1:])
-        own = [positions[a:b] - start for a, b, start in zip(first, last, self.bounds, strict=False)]
-        take = delayed(_rows_of_block, pure=True)
-        tasks = [
-            take(block, part, shape, self.where)
-            for block, part, shape in zip(self._delayed(), own, self._block_shapes, strict=True)
-            if part.size
-        ]
+        take, tasks = delayed(_rows_of_block, pure=True), []
+        for block, rows, shape in self._chunks():
+            first = rows[0] if rows.size else 0
+            own = positions[slice(*np.searchsorted(positions, [first, first + rows.size]))] - first
+            if own.size:
+                tasks.append(take(block, own, shape, self.where))
         none = sp.csr_array((0, self.shape[1]), dtype=self.dtype)
         return sp.csr_array(sp.vstack([none, *self._compute(tasks)], format="csr", dtype=self.dtype))
 
@@ -398,16 +390,11 @@ class DaskCounts(Counts):
         """See :class:`Counts`; chunks are computed at the same time, as the scheduler allows."""
         from dask import delayed
 
-        shared = delayed(function, pure=True)
-        apply = delayed(_apply_to_block, pure=True)
-        own = [
-            () if by_cell is None else (by_cell(np.arange(start, stop)),)
-            for start, stop in zip(self.bounds[:-1], self.bounds[1:], strict=True)
-        ]
+        shared, apply = delayed(function, pure=True), delayed(_apply_to_block, pure=True)
         return self._compute(
             [
-                apply(shared, self.where, shape, block, *part)
-                for block, part, shape in zip(self._delayed(), own, self._block_shapes, strict=True)
+                apply(shared, self.where, shape, block, *(() if by_cell is None else (by_cell(rows),)))
+                for block, rows, shape in self._chunks()
             ]
         )
 
@@ -443,10 +430,8 @@ class DaskCounts(Counts):
             layer = da.from_array(layer, chunks=chunks, asarray=False)
         token = tokenize(function, self.matrix.name, None if layer is None else layer.name)
         own = {
-            (f"cells-{token}", number, 0): _OfChunk(
-                by_cell(np.arange(start, stop)), (int(stop - start), self.shape[1]), self.where
-            )
-            for number, (start, stop) in enumerate(zip(self.bounds[:-1], self.bounds[1:], strict=True))
+            (f"cells-{token}", number, 0): _OfChunk(by_cell(rows), (rows.size, self.shape[1]), self.where)
+            for number, rows in enumerate(self._chunk_rows)
         }
         cells = da.Array(own, f"cells-{token}", (chunks[0], (1,)), dtype=object)
         layers = [] if layer is None else [layer.rechunk(chunks)]
@@ -464,8 +449,8 @@ class DaskCounts(Counts):
 
     def blocks(self) -> Iterator[tuple[np.ndarray, sp.csr_array]]:
         """The chunks, computed one after the other."""
-        for start, stop, block in zip(self.bounds[:-1], self.bounds[1:], self._delayed(), strict=True):
-            yield np.arange(start, stop), _block_csr(block.compute(), (stop - start, self.shape[1]), self.where)
+        for block, rows, shape in self._chunks():
+            yield rows, _block_csr(block.compute(), shape, self.where)
 
 
 def _kind(matrix: Any) -> str:
@@ -480,6 +465,13 @@ def is_dask(matrix: Any) -> bool:
 def is_stored(matrix: Any) -> bool:
     """Whether a matrix is in a file that can be read by rows."""
     return _kind(matrix) in {"anndata._CSRDataset", "h5py.Dataset", "zarr.Array"}
+
+
+def _container_of(matrix: Any) -> type:
+    """Kind of a matrix in memory, CSC counted as CSR."""
+    if not sp.issparse(matrix):
+        return np.ndarray
+    return sp.csr_matrix if isinstance(matrix, sp.spmatrix) else sp.csr_array
 
 
 def empty_matrix(container: type, dtype: np.dtype) -> Any:

@@ -209,8 +209,19 @@ class BlockProbabilities:
 class Dropout(ABC):
     """Dropout probabilities of the entries of one count matrix, in any blocks."""
 
-    has_layer: bool = False
-    """Whether they come, at least in part, from a matrix that was given."""
+    @property
+    def layer(self) -> GivenProbabilities | None:
+        """Probabilities from a matrix that was given, if some are."""
+        return None
+
+    @property
+    def has_layer(self) -> bool:
+        """Whether they come, at least in part, from a matrix that was given."""
+        return self.layer is not None
+
+    def description(self, cells: np.ndarray) -> ArrayRecord | None:
+        """The model's description of some cells; None if no model stands behind the probabilities."""
+        return None
 
     @abstractmethod
     def block(self, cells: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
@@ -219,10 +230,6 @@ class Dropout(ABC):
     def of_block(self, counts: Counts, rows: np.ndarray, block: sp.csr_array) -> Dropout:
         """The probabilities of a block of :meth:`Counts.blocks`."""
         return self if isinstance(counts, CountsInMemory) else self.take(rows, Counts.of(block))
-
-    def given(self, cells: np.ndarray) -> Any:
-        """The matrix that was given, for some cells; None if there is none."""
-        return None
 
     @abstractmethod
     def take(self, cells: np.ndarray, counts: Counts) -> Dropout:
@@ -247,13 +254,16 @@ class AllMissing(Dropout):
 class GivenProbabilities(Dropout):
     """Probabilities from a matrix of any kind, such as a layer of the user's own."""
 
-    has_layer = True
-
     def __init__(self, matrix: Any) -> None:
         if is_dask(matrix):
             matrix = matrix.rechunk({1: -1})
         as_it_is = sp.issparse(matrix) or is_dask(matrix) or is_stored(matrix)
         self.matrix = matrix if as_it_is else np.asarray(matrix)
+
+    @property
+    def layer(self) -> GivenProbabilities:
+        """These."""
+        return self
 
     @cached_property
     def _by_cell(self) -> sp.csr_array:
@@ -272,10 +282,6 @@ class GivenProbabilities(Dropout):
     def take(self, cells: np.ndarray, counts: Counts) -> GivenProbabilities:
         """Some rows of the matrix."""
         return self.rows(cells)
-
-    def given(self, cells: np.ndarray) -> Any:
-        """Some rows of the matrix."""
-        return self.rows(cells).matrix
 
     def rows(self, cells: np.ndarray) -> GivenProbabilities:
         """The probabilities of some cells, in memory."""
@@ -312,9 +318,17 @@ class ModelledDropout(Dropout):
         layer_genes: np.ndarray | None = None,
     ) -> None:
         self.counts, self.model, self.cells = counts, model, cells
-        self.layer = layer if layer is None or isinstance(layer, GivenProbabilities) else GivenProbabilities(layer)
+        self._layer = layer if layer is None or isinstance(layer, GivenProbabilities) else GivenProbabilities(layer)
         self.layer_genes = layer_genes
-        self.has_layer = layer is not None
+
+    @property
+    def layer(self) -> GivenProbabilities | None:
+        """The layer, if there is one."""
+        return self._layer
+
+    def description(self, cells: np.ndarray) -> ArrayRecord:
+        """The model's description of some cells."""
+        return self.cells.take(cells=cells)
 
     @cached_property
     def _by_gene(self) -> sp.csc_array:
@@ -336,11 +350,7 @@ class ModelledDropout(Dropout):
     def take(self, cells: np.ndarray, counts: Counts) -> ModelledDropout:
         """The model and the layer of some cells."""
         layer = None if self.layer is None else self.layer.rows(cells)
-        return ModelledDropout(counts, self.model, self.cells.take(cells=cells), layer, self.layer_genes)
-
-    def given(self, cells: np.ndarray) -> Any:
-        """Some rows of the layer, if there is one."""
-        return None if self.layer is None else self.layer.given(cells)
+        return ModelledDropout(counts, self.model, self.description(cells), layer, self.layer_genes)
 
     def changed(self, cells: np.ndarray) -> np.ndarray | None:
         """Probabilities of all genes if the user changed any of these cells' values, else None."""
@@ -352,7 +362,7 @@ class ModelledDropout(Dropout):
         return None if np.abs(found - expected).max(initial=0.0) <= self.TOLERANCE else found
 
     def _modelled(self, cells: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
-        described = self.cells.take(cells=cells)
+        described = self.description(cells)
         if genes is None:
             return self.model.probability(self.counts.rows(cells), described)
         counts = sp.csr_array(self._by_gene[:, genes].tocsr()[cells])

@@ -74,14 +74,9 @@ class BlockImputer:
 
 def impute_lazily(counts: DaskCounts, imputer: Imputer, dropout: Dropout, *, return_std: bool) -> tuple[Any, Any]:
     """Dask arrays of the imputed counts and of the standard deviations, or None."""
-    layer = getattr(dropout, "layer", dropout if isinstance(dropout, GivenProbabilities) else None)
-
-    def of_cells(rows: np.ndarray) -> ArrayRecord | None:
-        return dropout.cells.take(cells=rows) if isinstance(dropout, ModelledDropout) else None
-
     impute = BlockImputer.of(imputer, dropout, return_std=return_std)
-    matrix = None if layer is None else layer.matrix
-    return lazy_layers(counts, impute, imputer, by_cell=of_cells, layer=matrix, return_std=return_std)
+    layer = None if dropout.layer is None else dropout.layer.matrix
+    return lazy_layers(counts, impute, imputer, by_cell=dropout.description, layer=layer, return_std=return_std)
 
 
 def lazy_layers(

@@ -212,13 +212,10 @@ class DropoutRequest:
             "random_state": check_seed(self.random_state),
         }
         check_choice("count_type", self.count_type, get_args(CountType))
-        for name, unset in (("capture_efficiency", None), ("count_type", "auto")):
-            told = getattr(self, name)
-            if (
-                not (told is unset or (isinstance(told, str) and told == unset))
-                and not MODELS[self.model].counts_molecules
-            ):
-                msg = f"{name}={told!r} means nothing to model={self.model!r}: leave it out."
+        told = {"capture_efficiency": self.capture_efficiency is not None, "count_type": self.count_type != "auto"}
+        for name, is_told in told.items():
+            if is_told and not MODELS[self.model].counts_molecules:
+                msg = f"{name}={getattr(self, name)!r} means nothing to model={self.model!r}: leave it out."
                 raise ValueError(msg)
         if self.cluster_key is not None:
             check_key("cluster_key", self.cluster_key)
@@ -349,17 +346,13 @@ def _add_layer(results: Results, dropout: ModelledDropout, request: DropoutReque
     if not selected.all():
         results.add("varm", f"{key}_{MASK}", selected[:, None])
     describe = BlockProbabilities.of(dropout.model, selected)
-
-    def of_cells(rows: np.ndarray) -> Any:
-        return dropout.cells.take(cells=rows)
-
     layer: Any
     if isinstance(counts, DaskCounts):
-        layer = counts.lazily(describe, by_cell=of_cells, container=np.ndarray, dtype=np.dtype(np.float32))
+        layer = counts.lazily(describe, by_cell=dropout.description, container=np.ndarray, dtype=np.dtype(np.float32))
     else:
         layer = np.zeros(counts.shape, dtype=np.float32)
         for rows, block in counts.blocks():
-            describe.put_in(layer[rows[0] : rows[-1] + 1], block, of_cells(rows))
+            describe.put_in(layer[rows[0] : rows[-1] + 1], block, dropout.description(rows))
     results.add("layers", key, layer)
     return layer
 
