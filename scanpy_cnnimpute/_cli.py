@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import pandas as pd
-    from anndata import AnnData
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -267,9 +266,8 @@ def _keywords(options: argparse.Namespace) -> dict[str, Any]:
 def _impute(options: argparse.Namespace) -> None:
     from . import pp
     from ._anndata import files
-    from ._report import check_report_path
+    from ._report import check_report_path, report
     from ._streaming import as_dtype, check_dtype, written_layers
-    from .pp._cnn_impute import DEFAULT_KEYS
 
     if options.dry_run:
         _estimate(options)
@@ -284,24 +282,23 @@ def _impute(options: argparse.Namespace) -> None:
     with files.replacing(options.output, force=options.force) as new:
         adata = files.read(options.input)
         check_dtype(adata, options.layer, options.dtype)
-        keywords = _keywords(options) | {"mask_var": _selected_genes(options, adata.var)}
-        keywords["key_added"] = keywords["key_added"] or DEFAULT_KEYS[options.entries]
+        keywords = _impute_keywords(options, _selected_genes(options, adata.var))
         start_keras(options.n_jobs)
         pp.cnn_impute(adata, **keywords, verbose=not options.quiet)
         for name in written_layers(keywords):
             if name in adata.layers:
                 adata.layers[name] = as_dtype(adata.layers[name], options.dtype)
         files.write(adata, new, options.output)
-    _write_report(adata, options)
+    if options.report is not None:
+        report(adata, options.report, key=keywords["key_added"], overwrite=options.force)
 
 
-def _write_report(adata: AnnData, options: argparse.Namespace) -> None:
-    from ._report import report
+def _impute_keywords(options: argparse.Namespace, genes: Any) -> dict[str, Any]:
+    """Keywords of pp.cnn_impute, with the key that it takes if none is given."""
     from .pp._cnn_impute import DEFAULT_KEYS
 
-    if options.report is not None:
-        key = options.key_added or DEFAULT_KEYS[options.entries]
-        report(adata, options.report, key=key, overwrite=options.force)
+    key = options.key_added or DEFAULT_KEYS[options.entries]
+    return {**_keywords(options), "mask_var": genes, "key_added": key}
 
 
 def _estimate(options: argparse.Namespace) -> None:
@@ -316,7 +313,7 @@ def _estimate(options: argparse.Namespace) -> None:
         raise ValueError(msg)
     files.check_input(options.input)
     with stores.opened(options.input) as group:
-        genes = _selected_genes(options, stores.without_matrices(group).var)
+        genes = _selected_genes(options, stores.without_matrices(group, ["var"]).var)
     start_keras(options.n_jobs)
     names = {name for kind in (DefaultSettings, DenoisedSettings, ConditionalSettings) for name in kind.names()}
     settings = {name: value for name, value in _keywords(options).items() if name in names and value is not None}
@@ -336,18 +333,18 @@ def _estimate(options: argparse.Namespace) -> None:
 def _is_streamed(options: argparse.Namespace) -> bool:
     """Whether the data are imputed block by block: they do not fit into memory, or blocks are asked for."""
     from ._anndata import files
-    from ._streaming import bytes_in_memory, format_size, memory_of_machine
+    from ._memory import bytes_in_memory, format_size, limit_or_default
 
     files.check_input(options.input)
     needed = bytes_in_memory(options.input, options.layer)
-    limit = options.memory_limit or memory_of_machine() // 2
+    limit = limit_or_default(options.memory_limit)
     by_dask = options.workers is not None or options.scheduler is not None
     if needed <= limit and not by_dask:
         return False
     if options.preset == "paper":
         msg = (
-            f"preset='paper' reads all counts at once: up to {needed / 1e9:.1f} GB, of which --memory-limit permits "
-            f"{limit / 1e9:.1f} GB, in one process. Raise it, or take preset='default'."
+            f"preset='paper' reads all counts at once: up to {format_size(needed)}, of which --memory-limit permits "
+            f"{format_size(limit)}, in one process. Raise it, or take preset='default'."
         )
         raise ValueError(msg)
     if needed > limit:
@@ -358,13 +355,12 @@ def _is_streamed(options: argparse.Namespace) -> bool:
 
 def _impute_by_blocks(options: argparse.Namespace) -> None:
     from ._anndata import files, stores
+    from ._report import report
     from ._streaming import Job, impute_file
-    from .pp._cnn_impute import DEFAULT_KEYS
 
     with stores.opened(options.input) as group:
-        genes = _selected_genes(options, stores.without_matrices(group).var)
-    keywords = _keywords(options) | {"mask_var": genes if genes is None or isinstance(genes, str) else genes.tolist()}
-    keywords["key_added"] = keywords["key_added"] or DEFAULT_KEYS[options.entries]
+        genes = _selected_genes(options, stores.without_matrices(group, ["var"]).var)
+    keywords = _impute_keywords(options, genes if genes is None or isinstance(genes, str) else genes.tolist())
     start_keras(options.n_jobs)
     impute_file(
         Job(
@@ -378,8 +374,10 @@ def _impute_by_blocks(options: argparse.Namespace) -> None:
         scheduler=options.scheduler,
         verbose=not options.quiet,
     )
-    with stores.opened(options.output) as group:
-        _write_report(stores.without_matrices(group), options)
+    if options.report is not None:
+        with stores.opened(options.output) as group:
+            adata = stores.without_matrices(group)
+        report(adata, options.report, key=keywords["key_added"], overwrite=options.force)
 
 
 def _selected_genes(options: argparse.Namespace, var: pd.DataFrame) -> Any:

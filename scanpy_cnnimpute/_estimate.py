@@ -21,7 +21,7 @@ from ._anndata.selection import selected_genes
 from ._checks import check_choice, check_number
 from ._counts import BLOCK_ENTRIES, Counts, CountsInMemory
 from ._matrix import evenly_spaced
-from ._streaming import LIBRARY_BYTES, bytes_in_memory, format_size, memory_of_machine
+from ._memory import LIBRARY_BYTES, bytes_in_memory, format_size, limit_or_default
 from .dropout import MODELS, Clusters, ModelledDropout, check_efficiency
 from .dropout.calibrated.model import MAX_CELLS
 from .imputation import Entries, FitOptions, Targets, find_imputer, resolve_settings
@@ -143,20 +143,20 @@ def estimate(
         efficiency = np.array([check_number("capture_efficiency", capture_efficiency, float)])
         check_efficiency(efficiency, np.ones(1, dtype=bool), where=f"capture_efficiency={capture_efficiency!r}")
     if memory_limit is not None:
-        check_number("memory_limit", memory_limit, int, 0)
+        memory_limit = check_number("memory_limit", memory_limit, int, 0)
     kind = find_imputer("default", estimate, entries)
     with ExitStack() as stack:
         if isinstance(data, AnnData):
             adata, suffix = data, None
-            by_blocks = not isinstance(Counts.of(raw_matrix(adata, layer)), CountsInMemory)
         else:
             path = Path(data)
             files.check_input(path)
             suffix = path.suffix
-            by_blocks = bytes_in_memory(path, layer) > (memory_limit or memory_of_machine() // 2)
+            is_large = bytes_in_memory(path, layer) > limit_or_default(memory_limit)
             group = stack.enter_context(stores.opened(path))
             adata = stores.with_matrices(stores.without_matrices(group), group, [] if layer is None else [layer])
         counts, selected = Counts.of(raw_matrix(adata, layer)), selected_genes(adata, mask_var)
+        by_blocks = not isinstance(counts, CountsInMemory) if suffix is None else is_large
         chosen = resolve_settings(kind, estimate or kind.estimates[0], settings)
         (sample, n_read), read_seconds = _timed(lambda: _sample(counts))
         calibration = _Calibration(
@@ -330,7 +330,7 @@ def _stored_size(result: Any, suffix: str | None) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"sample{suffix or '.h5ad'}"
         with stores.created(path) as group:
-            anndata.io.write_elem(group, "X", result, dataset_kwargs=stores.GZIP if path.suffix == ".h5ad" else {})
+            anndata.io.write_elem(group, "X", result, dataset_kwargs=stores.dataset_options(path))
         found = [path, *path.rglob("*")] if path.is_dir() else [path]
         return sum(each.stat().st_size for each in found if each.is_file()), sum(part.nbytes for part in parts)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from ._logging import logger
 from ._process import start_keras
 from ._progress import progress_bar, show_progress
 from ._threads import one_block_at_a_time, worker_threads
-from .dropout import ModelledDropout
 from .imputation import find_imputer
 from .imputation.assemble import result_container
 from .imputation.blocks import BlockImputer
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 FITTED = "fitted.h5ad"
-LIBRARY_BYTES = 10**9
-"""Of a process that has trained a network with TensorFlow on few cells."""
 MAX_EXACT = {"float16": 2**11}
 """Largest whole number up to which a type holds all."""
 
@@ -115,15 +111,21 @@ def impute_file(
     with reserved(job.target):
         pass  # puts back what a process was replacing when it was killed
     parts = FinishedParts(job.folder, job.key(), restart=restart)
+    output = parts.path(f"output{job.target.suffix}")
     try:
         with show_progress(verbose):
-            _fit(job, parts)
-            with _opened_fit(job) as fit, parts.writing(f"output{job.target.suffix}") as new:
+            is_known = FITTED in parts
+            if is_known:
+                logger.info("Going on from %s", job.folder)
+            else:
+                _fit(job, parts)
+            # The input may have changed since an earlier run.
+            with _opened_fit(job, check=is_known) as fit, parts.writing(output.name) as new:
                 if job.layer_names():
                     _impute_blocks(fit, parts, workers, scheduler)
                 _check_space(job)
                 _write(job, fit, parts, new)
-        put_in_place(parts.path(f"output{job.target.suffix}"), job.target, parts.path(OLD))
+        put_in_place(output, job.target, parts.path(OLD))
         parts.remove()
     except BaseException:
         if FITTED in parts:
@@ -150,12 +152,9 @@ def _check_space(job: Job) -> None:
 
 
 def _fit(job: Job, parts: FinishedParts) -> None:
-    """Fit the models and keep everything but the matrices, unless an earlier run has."""
+    """Fit the models and keep everything but the matrices."""
     from . import pp
 
-    if FITTED in parts:
-        logger.info("Going on from %s", job.folder)
-        return
     with stores.opened(job.source) as group:
         adata = stores.with_matrices(stores.without_matrices(group), group, _layers(job))
         keywords = {**job.keywords, "store": "params", "return_std": False}
@@ -213,35 +212,6 @@ def written_layers(keywords: dict[str, Any]) -> list[str]:
     return [key, f"{key}_std"] if keywords["return_std"] else [key]
 
 
-def format_size(n_bytes: float) -> str:
-    """Bytes as people read them."""
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.3g} MB"  # noqa: PLR2004
-
-
-def memory_of_machine() -> int:
-    """Bytes of memory; a modest machine's where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):
-        return 8 * 10**9
-
-
-def bytes_in_memory(source: Path, layer: str | None) -> int:
-    """Most bytes that a run takes which holds everything: counts, result and libraries."""
-    with stores.opened(source) as group:
-        if layer is None and "X" not in group:
-            msg = f"{source} has no X. Pass --layer, one of {list(group.get('layers', {}))}."
-            raise KeyError(msg)
-        if layer is not None and layer not in group.get("layers", {}):
-            msg = f"layer={layer!r} is not in adata.layers. Available: {list(group.get('layers', {}))}."
-            raise KeyError(msg)
-        matrix = group["X"] if layer is None else group["layers"][layer]
-        n_cells, n_genes = stores.matrix_of(matrix).shape
-        layers = group.get("layers", {})
-        others = [layers[name] for name in layers] + ([group["X"]] if "X" in group else [])
-        return LIBRARY_BYTES + 8 * n_cells * n_genes + 2 * sum(stores.stored_bytes(each) for each in others)
-
-
 class _Fit:
     """The fitted models of a job, and its counts in their file."""
 
@@ -263,14 +233,14 @@ class _Fit:
     def layers(self, number: int) -> list[Any]:
         """The layers of one block."""
         rows = self.counts.block_rows(number)
-        cells = self.dropout.cells.take(cells=rows) if isinstance(self.dropout, ModelledDropout) else None
-        found = self._impute(self.counts.block(rows), cells, self.dropout.given(rows))
+        layer = None if self.dropout.layer is None else self.dropout.layer.rows(rows).matrix
+        found = self._impute(self.counts.block(rows), self.dropout.description(rows), layer)
         layers = found if isinstance(found, tuple) else (found,)
         return [as_dtype(layer, self.job.dtype) for layer in layers]
 
 
 @contextmanager
-def _opened_fit(job: Job, *, check: bool = True) -> Iterator[_Fit]:
+def _opened_fit(job: Job, *, check: bool) -> Iterator[_Fit]:
     with stores.opened(job.source) as group:
         yield _Fit(job, group, check=check)
 
@@ -354,7 +324,7 @@ def _matrix(arrays: dict[str, np.ndarray], position: int, n_genes: int) -> Any:
 
 def _write(job: Job, fit: _Fit, parts: FinishedParts, new: Path) -> None:
     """Write the output: everything of the input, what was fitted, and the layers."""
-    options = stores.GZIP if new.suffix == ".h5ad" else {}
+    options = stores.dataset_options(new)
     written = job.layer_names()
     replaced = {*written, *_earlier_layers(job, fit.group)}
     with stores.created(new) as target:
@@ -380,8 +350,7 @@ def _write(job: Job, fit: _Fit, parts: FinishedParts, new: Path) -> None:
 
 def _earlier_layers(job: Job, group: Any) -> list[str]:
     """Layers that an earlier run wrote under the same key."""
-    earlier = stores.without_matrices(group)
-    key = job.keywords["key_added"]
+    earlier, key = stores.without_matrices(group, ["uns"]), job.keywords["key_added"]
     if written_by(earlier, key) != IMPUTE_FUNCTION:
         return []
     pairs = [str(name).partition(":") for name in earlier.uns[key]["written"]]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import anndata
 
 from .. import _atomic
+from .stores import H5AD_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,7 +177,7 @@ def write(adata: AnnData, new: Path, output: Path) -> None:
         if output.suffix == ".zarr":
             adata.write_zarr(new)
         elif shutil.disk_usage(new.parent).free > SPACE_FACTOR * adata.__sizeof__() + SPACE_BYTES:
-            adata.write_h5ad(new, compression="gzip")
+            adata.write_h5ad(new, **H5AD_OPTIONS)
         else:
             new.write_bytes(_h5ad_in_memory(adata))
     except (OSError, RuntimeError) as error:  # h5py raises both when a disk is full
@@ -191,5 +192,5 @@ def _h5ad_in_memory(adata: AnnData) -> memoryview:
     content = io.BytesIO()
     adata.strings_to_categoricals()
     with h5py.File(content, mode="w") as file:
-        anndata.io.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+        anndata.io.write_elem(file, "/", adata, dataset_kwargs=H5AD_OPTIONS)
     return content.getbuffer()

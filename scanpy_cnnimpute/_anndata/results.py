@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import ImplicitModificationWarning
 
+from .._atomic import MAX_NAME_BYTES
 from .._checks import MAX_INT64, check_key
 from .._labels import distinct_names
 from .._logging import logger
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-MAX_NAME_BYTES = 255  # of a file name on common file systems, and so of a key in zarr
 MAX_COLUMN_BYTES = 80  # of a cluster in a column name; h5ad keeps all column names of a table in one attribute of 64 kB
 # Names with a meaning of their own: folders, anndata's index of a table, zarr's metadata.
 RESERVED_NAMES = {"", ".", "..", "_index", ".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"}
@@ -174,6 +174,7 @@ def _name_problem(name: str) -> str | None:
         size = len(name.encode())
     except UnicodeEncodeError:
         return "it is not valid Unicode"
+    # A key is the name of a folder in zarr.
     return f"it has {size} bytes, allowed are {MAX_NAME_BYTES}" if size > MAX_NAME_BYTES else None
 
 

@@ -19,7 +19,7 @@ COPIED_BYTES = 2**26  # of a matrix at a time
 CHUNK_BYTES = 2**22  # of a dense array that is compressed at a time
 IN_MEMORY = ("obs", "var", "obsm", "varm", "uns")
 """Elements that are read as a whole: a row for each cell or gene, or small."""
-GZIP = {"compression": "gzip"}
+H5AD_OPTIONS = {"compression": "gzip"}
 
 
 @contextmanager
@@ -83,10 +83,14 @@ def stored_bytes(element: Any) -> int:
     return int(np.prod(element.shape)) * element.dtype.itemsize
 
 
-def without_matrices(group: Any) -> AnnData:
-    """The AnnData without `X`, layers, `obsp`, `varp` and `raw`."""
-    parts = {name: anndata.io.read_elem(group[name]) for name in IN_MEMORY if name in group}
-    return AnnData(**parts)
+def dataset_options(path: Path) -> dict[str, Any]:
+    """Options of the datasets of a file or store; zarr compresses by itself."""
+    return H5AD_OPTIONS if path.suffix == ".h5ad" else {}
+
+
+def without_matrices(group: Any, names: Iterable[str] = IN_MEMORY) -> AnnData:
+    """The AnnData without `X`, layers, `obsp`, `varp` and `raw`, or with some of the other elements alone."""
+    return AnnData(**{name: anndata.io.read_elem(group[name]) for name in names if name in group})
 
 
 def with_matrices(adata: AnnData, group: Any, layers: Iterable[str]) -> AnnData:
