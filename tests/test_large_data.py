@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from helpers import dense, simulate
@@ -237,10 +238,12 @@ def test_evaluation_draws_cells(
 ) -> None:
     monkeypatch.setattr("scanpy_cnnimpute.tl._eval_imputation.MAX_CELLS", 80)
     adata = around(whole, lazy(stored))
+    options: dict[str, Any] = {"how": "thinning", "n_seeds": 1, "random_state": 3, "settings": {"n_steps": 2}}
     with caplog.at_level("INFO", logger="scanpy_cnnimpute"):
-        table = scnn.tl.eval_imputation(adata, how="thinning", n_seeds=1, settings={"n_steps": 2})
+        table = scnn.tl.eval_imputation(adata, **options)
     assert "80 cells are drawn out of 120" in caplog.text
-    assert np.isfinite(table.loc["cnn_impute", "mse"])
+    drawn = np.sort(np.random.default_rng(3).choice(N_CELLS, 80, replace=False))
+    pd.testing.assert_frame_equal(table, scnn.tl.eval_imputation(whole[drawn].copy(), **options))
 
 
 def test_one_pass_of_statistics(whole: ad.AnnData, outside: ad.AnnData) -> None:
