@@ -33,9 +33,9 @@ def unfinished_folder(target: Path) -> Path:
 
 @contextmanager
 def reserved(target: Path) -> Iterator[Path]:
-    """Hold the folder beside a target, which one process at a time can.
+    """Reserve the folder beside a target for this process.
 
-    What a process that was killed has left there is put back or deleted, but for finished parts of long work
+    What a killed process has left there is put back or deleted, except for finished parts of long work
     (:class:`~scanpy_cnnimpute._finished.FinishedParts`). The folder is deleted at the end, unless it holds such parts
     or the only copy of the target.
 
@@ -87,7 +87,7 @@ def put_in_place(new: Path, target: Path, old: Path) -> None:
 
 
 def recover(target: Path, folder: Path) -> None:
-    """Put back what was to be replaced and was not, and delete what is unfinished; for who holds the folder."""
+    """Put back a target that was not replaced, and delete what is unfinished. The caller holds the folder."""
     if (folder / OLD).exists() and not target.exists():
         (folder / OLD).rename(target)
     for path in (folder / NEW, folder / OLD):
@@ -96,7 +96,7 @@ def recover(target: Path, folder: Path) -> None:
 
 
 def recover_killed(target: Path) -> None:
-    """Put a target back that a process was replacing when it was killed."""
+    """Put back a target that a killed process was replacing."""
     if not target.exists() and (unfinished_folder(target) / OLD).exists():
         with reserved(target):
             pass
@@ -111,7 +111,7 @@ def remove(path: Path) -> None:
 
 
 def lock(folder: Path) -> int:
-    """Create a folder that only one process can hold, and open its lock; the end of the process frees it, too.
+    """Create a folder and lock it; the lock is free again when it is closed, or when the process ends.
 
     Raises
     ------

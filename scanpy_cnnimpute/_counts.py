@@ -174,14 +174,14 @@ class Counts(ABC):
     def map(
         self, function: Callable[..., Any], what: str, *, by_cell: Callable[[np.ndarray], Any] | None = None
     ) -> list[Any]:
-        """What a function of a block's counts gives, for every block in their order.
+        """Apply a function to the counts of every block; results are in the order of the blocks.
 
         Parameters
         ----------
         function
-            Takes the counts and, with `by_cell`, what that gives for the positions of the block.
+            Takes the counts and, if there is one, the result of `by_cell`.
         what
-            What the progress bar calls it.
+            Name of the progress bar.
         by_cell
             A function of the positions of the block.
         """
@@ -362,7 +362,7 @@ class DaskCounts(Counts):
         return np.split(np.arange(self.shape[0]), np.cumsum(self.matrix.chunks[0])[:-1])
 
     def _chunks(self) -> Iterator[tuple[Any, np.ndarray, tuple[int, int]]]:
-        """The chunks, not computed, the positions of their cells, and the shapes that they have to have."""
+        """The delayed chunks, the positions of their cells, and their expected shapes."""
         for block, rows in zip(self.matrix.to_delayed().ravel(), self._chunk_rows, strict=True):
             yield block, rows, (rows.size, self.shape[1])
 
@@ -407,15 +407,15 @@ class DaskCounts(Counts):
         container: type,
         dtype: np.dtype,
     ) -> Any:
-        """A Dask array with the chunks of this one, computed when it is asked for.
+        """A lazy Dask array with the same chunks.
 
         Parameters
         ----------
         function
-            Takes a chunk as the user has it, what `by_cell` gives for its rows and, if there is one, the chunk of the
-            layer; gives a matrix of the chunk's shape. It is sent to each worker once.
+            Takes a chunk as the user has it, the result of `by_cell` and, if there is one, the chunk of the layer.
+            Returns a matrix of the chunk's shape. It is sent to each worker once.
         by_cell
-            A function of the positions of a chunk's cells, called now.
+            A function of the positions of a chunk's cells, called at once.
         layer
             Matrix of the same shape, in memory or a Dask array.
         container, dtype
@@ -490,7 +490,7 @@ def joined_blocks(parts: list[Any]) -> Any:
 
 @dataclass(frozen=True)
 class _OfChunk:
-    """What is known of the cells of a chunk, the shape that it has to have, and what messages call the matrix."""
+    """A chunk: what is known of its cells, its expected shape, and the name of the matrix in messages."""
 
     cells: Any
     shape: tuple[int, int]
@@ -498,7 +498,7 @@ class _OfChunk:
 
 
 def _check_block(block: Any, shape: tuple[int, int], where: str) -> None:
-    """Refuse a block of another shape than its place, which compiled code would read beyond its end."""
+    """Refuse a block of an unexpected shape: compiled code would read beyond its end."""
     if np.shape(block) != shape:
         msg = (
             f"A block of {where} has shape {np.shape(block)}, expected {shape}: the chunks of a Dask array, or the "

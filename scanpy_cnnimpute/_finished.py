@@ -66,7 +66,7 @@ class FinishedParts:
             return None
 
     def _foreign_files(self) -> list[str]:
-        """Files that are there without a key, but for those of a process that was killed before it wrote one."""
+        """Files of a folder without a key, except for those of a process that was killed before it wrote one."""
         if not self.folder.exists() or self._known_key() is not None:
             return []
         names = [path.name for path in self.folder.iterdir()]
@@ -100,7 +100,7 @@ class FinishedParts:
         return writing(self.path(name))
 
     def clear(self) -> None:
-        """Delete all parts; the key is the last, since without it the others are foreign."""
+        """Delete all parts. The key goes last: without it, the others are foreign."""
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name == KEY):
             if path.name not in {LOCK, OLD}:  # the old output may be the only one
                 remove(path)
@@ -112,7 +112,7 @@ class FinishedParts:
         self.close()
 
     def close(self) -> None:
-        """Let other processes use the folder."""
+        """Release the folder for other processes."""
         os.close(self._lock)
 
     def _write_text(self, name: str, text: str) -> None:

@@ -34,9 +34,9 @@ def _libraries(n_modules: int) -> ThreadpoolController:
 
 
 class _Limit:
-    """Threads of the libraries of one kind: the smallest number that the blocks ask for which are being executed.
+    """Limit of the threads of one kind of library, shared by all blocks that are executed at the time.
 
-    The last block to end gives the libraries back what they had before the first.
+    The smallest limit applies. The last block to end restores the numbers that the libraries had before the first.
     """
 
     def __init__(self, user_api: str) -> None:
