@@ -32,6 +32,8 @@ BLOCK_ENTRIES = 2**24
 """Cells x genes of a block that is read from disk: 8,000 cells of 2,000 genes, imputed at most 130 MB."""
 MAX_BLOCK_CELLS = 20_000
 FEW_FRACTIONS = 0.01  # share of the non-zeros below which their number is told
+DOMINANT = 0.5  # share of all counts above which one entry is named: all sizes and depths follow it
+MIN_NONZEROS = 20  # among fewer, one is easily more than half
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +253,13 @@ class Counts(ABC):
             needs = "raw counts" if integers else "counts"
             msg = f"{self.where} {verb} {problem}; {caller} needs {needs}.{end and ' '}{end}"
             raise ValueError(msg)
+        share = totals.largest / max(totals.gene_total.sum(), 1)
+        if share > DOMINANT and totals.nnz >= MIN_NONZEROS:
+            warn_user(
+                f"{self.where}: one count, {totals.largest:.4g} (cell {totals.library_size.argmax()}, gene "
+                f"{totals.gene_total.argmax()}, from 0), is {share:.1%} of all counts, and what {caller} finds follows "
+                "it; look whether it is an error."
+            )
 
 
 class CountsInMemory(Counts):

@@ -87,6 +87,17 @@ def test_fractions_of_counts_warn_at_the_callers_line(name: str, adata: ad.AnnDa
     assert where[0] == __file__
 
 
+def test_one_count_that_is_most_of_all_is_named(adata: ad.AnnData) -> None:
+    # A typing error or a flipped bit: all library sizes and capture efficiencies would follow it, without a word.
+    adata.X = sp.csr_matrix(adata.X).astype(np.float64)
+    adata.X[3, 7] = 1e12
+    said = r"one count, 1e\+12 \(cell 3, gene 7, from 0\), is 100\.0% of all counts"
+    with pytest.warns(UserWarning, match=said) as caught:
+        scnn.pp.dropout_prob(adata, cluster_key="type")
+    assert sum("one count" in str(warning.message) for warning in caught) == 1
+    scnn.pp.dropout_prob(adata[:, [7]].copy()[:10], cluster_key="type")  # of ten counts, one may well be most
+
+
 def test_whole_numbers_of_any_dtype_are_silent(adata: ad.AnnData) -> None:
     for dtype in (np.float32, np.float64, np.int32, np.int64, np.uint16):
         adata.X = adata.X.astype(dtype)
