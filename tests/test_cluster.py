@@ -340,7 +340,7 @@ def test_many_cells_get_the_clusters_of_a_draw(
     filled = found.notna().to_numpy()
     if method != "adp":
         assert metrics.purity(adata.obs["type"][filled], found[filled]) > 0.95
-    # Of density peaks in the t-SNE of 120 cells, 0.83 to 0.99 by seed and version of scikit-learn; without t-SNE, see below.
+    # Density peaks in the t-SNE of 120 cells: 0.83 to 0.99 by seed and version of scikit-learn; for points, see below.
     # The drawn cells have the clusters and coordinates that they have alone.
     drawn = Clusterer(method=method, n_clusters=n_clusters).cluster_counts(sp.csr_array(x)).clustered
     assert drawn.size == small_draw
