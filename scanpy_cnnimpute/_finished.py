@@ -127,6 +127,10 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         yield new
         new.replace(path)
+    except OSError as error:
+        if error.filename is None:  # NumPy does not say which disk is full
+            error.filename = str(path)
+        raise
     finally:
         if new.exists():
             remove(new)

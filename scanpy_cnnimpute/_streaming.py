@@ -20,6 +20,7 @@ from ._atomic import OLD, put_in_place, reserved, unfinished_folder
 from ._counts import StoredCounts
 from ._finished import FinishedParts, save_arrays, writing
 from ._logging import logger
+from ._memory import format_size
 from ._process import start_keras
 from ._progress import progress_bar, show_progress
 from ._threads import one_block_at_a_time, worker_threads
@@ -147,7 +148,7 @@ def _check_space(job: Job) -> None:
     most = sum(path.stat().st_size for path in paths if path.is_file())
     free = shutil.disk_usage(job.folder).free
     if free < most:
-        msg = f"{job.target} may take {most / 1e6:.0f} MB, and {free / 1e6:.0f} MB of the disk are free"
+        msg = f"{job.target} may take {format_size(most)}, and {format_size(free)} of the disk are free"
         raise OSError(errno.ENOSPC, msg)
 
 

@@ -326,11 +326,15 @@ def test_kill_and_resume(inputs: Path, tmp_path: Path, suffix: str) -> None:
     assert names == {f"out.{suffix}", f"whole.{suffix}", f"timed.{suffix}"}
 
 
-@pytest.mark.parametrize("suffix", ["zarr", "h5ad"])
-def test_a_full_disk_leaves_everything_as_it_was(inputs: Path, tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "size"),
+    # Full when the fitted model is written (some 300 kB), a block, or the output.
+    [("zarr", "100k"), ("zarr", "350k"), ("h5ad", "100k"), ("h5ad", "350k"), ("h5ad", "500k")],
+)
+def test_a_full_disk_leaves_everything_as_it_was(inputs: Path, tmp_path: Path, suffix: str, size: str) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
         pytest.skip("no tmpfs can be mounted")
     try:
@@ -347,9 +351,11 @@ def test_a_full_disk_leaves_everything_as_it_was(inputs: Path, tmp_path: Path, s
         ]
         done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 1
-        kept, error = done.stderr.splitlines()
-        assert kept.startswith("What is finished is kept in")
+        *kept, error = done.stderr.splitlines()
         assert error.startswith("scanpy-cnnimpute: error")
+        assert str(disk) in error
+        assert [line.partition(" in ")[0] for line in kept] == ["What is finished is kept"] * (size != "100k")
+        assert len(list(disk.iterdir())) == 1 + len(kept)
         assert (disk / "older.txt").read_bytes() == b"older"
         assert not (disk / f"new.{suffix}").exists()
     finally:
