@@ -216,7 +216,7 @@ class Counts(ABC):
         return Totals.joined(self.map(Totals.of, "Reading"), self.shape[1])
 
     def check(self, *, caller: str, suggestion: str | Callable[[], str] = "", integers: bool = True) -> None:
-        """Refuse values that are no raw counts; warn of fractions that may be counts, such as ambient-corrected ones.
+        """Refuse values that are no raw counts; warn of fractions that may be, and of one count that is most of all.
 
         Parameters
         ----------
@@ -225,7 +225,8 @@ class Counts(ABC):
         suggestion
             Sentence that ends an error message, or a function that composes it.
         integers
-            Also look at fractions; otherwise imputed counts are counts, too.
+            Whether a model is to be fitted to them: then fractions, and one count that is most of all, are looked at.
+            Otherwise imputed counts are counts, too.
 
         Raises
         ------
@@ -254,7 +255,7 @@ class Counts(ABC):
             msg = f"{self.where} {verb} {problem}; {caller} needs {needs}.{end and ' '}{end}"
             raise ValueError(msg)
         share = totals.largest / max(totals.gene_total.sum(), 1)
-        if share > DOMINANT and totals.nnz >= MIN_NONZEROS:
+        if integers and share > DOMINANT and totals.nnz >= MIN_NONZEROS:
             warn_user(
                 f"{self.where}: one count, {totals.largest:.4g} (cell {totals.library_size.argmax()}, gene "
                 f"{totals.gene_total.argmax()}, from 0), is {share:.1%} of all counts, and what {caller} finds follows "
