@@ -287,6 +287,18 @@ def test_cells_and_genes_without_reads(reads: ad.AnnData) -> None:
     assert not adata.layers["dropout_prob"][5].any()
 
 
+def test_few_genes() -> None:
+    # The share of a gene in the molecules is then above 1: what is stored must still be read.
+    rng = np.random.default_rng(12)
+    reads = rng.poisson(rng.gamma(1, 2, size=(1, 3)) * np.ones((26, 1))) * rng.poisson(20, size=(26, 3))
+    adata = ad.AnnData(reads.astype(np.float32))
+    scnn.pp.dropout_prob(adata, count_type="reads")
+    assert adata.varm["dropout_prob_molecule_share"].max() > 1
+    np.testing.assert_array_equal(scnn.get.dropout_prob(adata), adata.layers["dropout_prob"])
+    scnn.pp.cnn_impute(adata, count_type="reads", verbose=False)
+    assert (dense(adata.layers["cnn_imputed"])[reads > 0] == reads[reads > 0]).all()
+
+
 @pytest.mark.parametrize("how", ["molecules", "thinning"])
 def test_evaluation_splits_molecules(reads: ad.AnnData, how: str) -> None:
     options = {"how": how, "n_seeds": 1, "settings": {"n_steps": 10}}

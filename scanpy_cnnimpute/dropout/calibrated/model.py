@@ -132,7 +132,8 @@ class CalibratedModel(DropoutModel):
     reads_factor
         The same, to turn molecules into reads.
     molecule_share
-        ``(n_genes,)`` share of the gene in the molecules. None if molecules were counted.
+        ``(n_genes,)`` share of the gene in the molecules, on the scale of the reads per molecule: of few genes it may
+        be above 1. None if molecules were counted.
     gene_ids
         ``(n_genes,)`` position of the gene in the data of the fit.
     train_cells
@@ -224,9 +225,9 @@ class CalibratedModel(DropoutModel):
         """Refuse values that no fit gives; see :meth:`ArrayRecord.check_consistent`."""
         for name in ("loadings", "train_loadings", "train_scores", "random_state", "gene_ids", "train_cells"):
             self._check_range(name, 0)
+        self._check_range("molecule_share", 0)
         for name in ("shape", "reads_divisor", "reads_factor"):
             self._check_range(name, TINY)
-        self._check_range("molecule_share", 0, 1)
         if (np.diff(self.train_cells) <= 0).any():
             msg = "the array 'train_cells' does not rise"
             raise ValueError(msg)
