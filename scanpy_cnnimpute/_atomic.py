@@ -16,11 +16,21 @@ if TYPE_CHECKING:
 
 NEW, OLD, LOCK = "new", "old", "lock"
 """What the folder beside a target holds: what is being written, what is being replaced, and who writes."""
+ZARR_FILES = {".zattrs", ".zgroup", ".zmetadata", "zarr.json"}
+"""What zarr writes into the folder of a group: of formats 2 and 3."""
 MAX_NAME_BYTES = 255  # of a file name on common file systems
 
 
 class InUseError(RuntimeError):
     """Another process writes to the same place."""
+
+
+def check_outside_stores(target: Path) -> None:
+    """Refuse a place within a zarr store, which would then hold what is not its own."""
+    for folder in target.parents:
+        if any((folder / name).is_file() for name in ZARR_FILES):
+            msg = f"{target} lies in the zarr store {folder}. Choose another place."
+            raise FileExistsError(msg)
 
 
 def unfinished_folder(target: Path) -> Path:

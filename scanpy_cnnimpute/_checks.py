@@ -68,17 +68,26 @@ def check_share(name: str, value: Any) -> float:
     return plain
 
 
+def is_list(value: Any) -> bool:
+    """Whether a value is several in an order: no text, no set, no number."""
+    no_list = str | bytes | set | frozenset
+    return isinstance(value, Iterable) and not isinstance(value, no_list) and getattr(value, "ndim", 1) > 0
+
+
 def check_names(name: str, value: Any, kinds: tuple[type, ...], expected: str) -> list[Any]:
     """Return no, one or several names as a list."""
     if value is None:
         return []
-    is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes)
-    for item in list(value) if is_list else [value]:
+    if isinstance(value, set | frozenset):
+        msg = f"{name} has type {type(value).__name__}, which has no order: pass a list."
+        raise TypeError(msg)
+    values = list(value) if is_list(value) else [value]
+    for item in values:
         if not isinstance(item, kinds):
-            kind = f"{type(value).__name__} of {type(item).__name__}" if is_list else type(item).__name__
+            kind = f"{type(value).__name__} of {type(item).__name__}" if is_list(value) else type(item).__name__
             msg = f"{name} has type {kind}, expected {expected}, or a list of these."
             raise TypeError(msg)
-    return list(value) if is_list else [value]
+    return values
 
 
 def check_vector(name: str, values: Any, *, numbers: bool = True) -> np.ndarray:

@@ -388,7 +388,15 @@ def _selected_genes(options: argparse.Namespace, var: pd.DataFrame) -> Any:
     if not path.is_file():
         msg = f"--genes {options.genes} is neither a column of var nor a file. Columns: {list(var.columns)}."
         raise KeyError(msg)
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        msg = f"--genes {path} is no text file with a name on each line."
+        raise ValueError(msg) from error
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names:
+        msg = f"--genes {path} names no gene."
+        raise ValueError(msg)
     unknown = [name for name in names if name not in var.index]
     if unknown:
         msg = f"{path}: {len(unknown)} of {len(names)} names are no genes of the input, such as {unknown[:3]}."

@@ -128,7 +128,7 @@ def writing(path: Path) -> Iterator[Path]:
         yield new
         new.replace(path)
     except OSError as error:
-        if error.filename is None:  # NumPy does not say which disk is full
+        if error.errno is not None and error.filename is None:  # NumPy does not say which disk is full
             error.filename = str(path)
         raise
     finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._atomic import recover_killed, replacing
+from ._atomic import check_outside_stores, recover_killed, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ def save(path: Path, description: dict[str, Any], arrays: Mapping[str, np.ndarra
     """Write the folder as a whole."""
     text = json.dumps({"format": FORMAT, **description})
     place = path.resolve()
+    check_outside_stores(place)
     recover_killed(place)
     if place.exists() and not (overwrite and _is_saved(place)):
         msg = (

@@ -15,7 +15,8 @@ from . import _saved
 from ._anndata.counts import check_adata, open_counts
 from ._anndata.fingerprint import check_fingerprint
 from ._anndata.models import load_dropout_model, load_imputer, require_dropout_model, require_imputer
-from ._checks import check_choice, check_key, check_number, check_seed, quote_some
+from ._anndata.results import stored_record
+from ._checks import check_choice, check_key, check_number, check_seed, check_vector, is_list, quote_some
 from ._counts import Counts, CountsInMemory, DaskCounts, joined_blocks
 from ._labels import distinct_names
 from ._matrix import check_probabilities
@@ -160,6 +161,7 @@ class CNNImputer:
         RuntimeError
             If TensorFlow runs in graph mode in this process.
         """
+        _check_order(X, clusters=clusters, capture_efficiency=capture_efficiency)
         counts, names = _read(X, layer, genes)
         with show_progress(self.verbose):
             kind, options, source = self._prepare(counts, names, dropout, clusters, capture_efficiency)
@@ -192,6 +194,7 @@ class CNNImputer:
         -------
         As :meth:`transform`.
         """
+        _check_order(X, clusters=clusters, capture_efficiency=capture_efficiency)
         counts, names = _read(X, layer, genes)
         find_imputer(self.preset, self.estimate, self.entries).check_std(return_std=return_std)
         with show_progress(self.verbose):
@@ -252,12 +255,18 @@ class CNNImputer:
             If the imputer is not fitted.
         ValueError
             If genes are missing or unknown, named in the message, or a cluster is unknown.
+
+        Notes
+        -----
+        With the calibrated dropout model cells of the fit, too, are described anew by their own counts.
+        :meth:`fit_transform` keeps what the fit found for them: values at zeros differ by some per cent.
         """
         imputer = self._fitted()
         imputer.check_std(return_std=return_std)
         fitted = None if self._model is None else type(self._model)
         _refuse_unused(type(imputer), fitted, capture_efficiency=capture_efficiency)
         check_backend()
+        _check_order(X, clusters=clusters, capture_efficiency=capture_efficiency)
         counts, names = _read(X, layer, genes)
         named = isinstance(X, AnnData) or genes is not None
         order = _align(names if named else None, counts.shape[1], self.genes_)
@@ -361,17 +370,16 @@ class CNNImputer:
         """
         check_adata(adata, caller=f"{CALLER}.from_anndata", in_memory=False)
         require_imputer(adata, check_key("key", key))
-        params = adata.uns[key]["params"]
+        params = stored_record(adata, key)["params"]
         counts = open_counts(adata, params.get("layer"), caller=f"{CALLER}.from_anndata", integers=False)
         check_fingerprint(adata, key, counts)
         imputer = load_imputer(adata, key)
-        model = None
-        if "built_on" in adata.uns[key]["fingerprint"]:
-            dropout_key = params["dropout_key"]
+        model, dropout_key = None, params["dropout_key"]
+        if "built_on" in stored_record(adata, key)["fingerprint"]:
             require_dropout_model(adata, dropout_key)
             model, _ = load_dropout_model(adata, dropout_key)
         loaded = cls._from_fitted(imputer, model, list(adata.var_names.astype(str)), int(params["random_state"]))
-        told = adata.uns[params["dropout_key"]]["params"].get("capture_efficiency") if model is not None else None
+        told = None if model is None else stored_record(adata, dropout_key)["params"].get("capture_efficiency")
         of_cells = isinstance(told, str) and (told in adata.obs or find_protocol(told) is None)
         loaded._capture_efficiency = None if of_cells else told
         return loaded
@@ -571,11 +579,22 @@ def _read(X: Any, layer: str | None, genes: Sequence[str] | None) -> tuple[Count
         counts = Counts.of(X)
         counts.check(caller=CALLER)
         names = range(counts.shape[1]) if genes is None else genes
+    if not is_list(names):
+        msg = f"genes has type {type(names).__name__}, expected a list of names, one for each column of X in its order."
+        raise TypeError(msg)
     names = [str(name) for name in names]
     if len(names) != counts.shape[1]:
         msg = f"genes has {len(names)} names, X has {counts.shape[1]} columns."
         raise ValueError(msg)
     return counts, names
+
+
+def _check_order(X: Any, **of_cells: Any) -> None:
+    """Refuse Series of other cells, or of the cells in another order, than an AnnData has."""
+    for name, values in of_cells.items():
+        if isinstance(X, AnnData) and isinstance(values, pd.Series) and not values.index.equals(X.obs_names):
+            msg = f"{name} is a Series whose index is not adata.obs_names: reindex it, or pass an array."
+            raise ValueError(msg)
 
 
 def _refuse_unused(kind: type[Imputer], model: type[DropoutModel] | None, **given: Any) -> None:
@@ -613,8 +632,8 @@ def _align(names: list[str] | None, n_genes: int, trained: list[str]) -> np.ndar
 
 
 def _clusters(clusters: Any, n_cells: int, *, allow_none: bool = False) -> Clusters:
-    if isinstance(clusters, str):
-        msg = f"clusters={clusters!r} is text, expected one name for each of the {n_cells} cells."
+    if not is_list(clusters):
+        msg = f"clusters={clusters!r} has type {type(clusters).__name__}, expected a name for each of {n_cells} cells."
         raise TypeError(msg)
     given = pd.Categorical(clusters).remove_unused_categories()
     if len(given) != n_cells:
@@ -655,7 +674,13 @@ def _efficiency(capture_efficiency: float | str | np.ndarray | None, counts: Cou
             msg = f"capture_efficiency={capture_efficiency!r} is not known. Available: {list(PROTOCOLS)}."
             raise KeyError(msg)
         capture_efficiency = protocol.efficiency
-    given = np.asarray(capture_efficiency, dtype=np.float64)
+    if not is_list(capture_efficiency):
+        given = np.asarray(check_number("capture_efficiency", capture_efficiency, float))
+    elif np.asarray(capture_efficiency).dtype == bool:
+        msg = "capture_efficiency has dtype bool, expected shares of the molecules."
+        raise TypeError(msg)
+    else:
+        given = check_vector("capture_efficiency", capture_efficiency)
     if given.shape not in {(), counts.shape[:1]}:
         msg = f"capture_efficiency has shape {given.shape}, expected a number or ({counts.shape[0]},)."
         raise ValueError(msg)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 MAX_TOP = 1_000  # correlated genes of a target: far more than help, and few enough to be stored
+MAX_FOLDS = 100  # each takes a factorisation; what is hidden at a time is then a hundredth
 MAX_DEPTH = 1e12  # counts of a cell: far more than any, and within single precision
 
 
@@ -62,7 +63,7 @@ class NetworkSettings(Settings):
         self._check(
             n_top=(1 <= self.n_top <= MAX_TOP, f"1 to {MAX_TOP}"),
             n_steps=(self.n_steps >= 1, "at least 1"),
-            learning_rate=(self.learning_rate > 0, "above 0"),
+            learning_rate=(0 < self.learning_rate <= 1, "above 0, at most 1"),
         )
 
 
@@ -100,7 +101,7 @@ class ConditionalSettings(DefaultSettings):
         super().__post_init__()
         self._check(
             n_components=(self.n_components >= 1, "at least 1"),
-            n_folds=(self.n_folds >= 2, "at least 2"),  # noqa: PLR2004 - one to hide, one to learn from
+            n_folds=(2 <= self.n_folds <= MAX_FOLDS, f"2 to {MAX_FOLDS}"),  # noqa: PLR2004 - one to hide, one to learn from
         )
 
 
@@ -125,7 +126,7 @@ class PaperSettings(Settings):
             n_targets=(self.n_targets >= 1, "at least 1"),
             n_top=(self.n_top >= 1, "at least 1"),
             max_dropout=(0 <= self.max_dropout <= 1, "between 0 and 1"),
-            learning_rate=(self.learning_rate > 0, "above 0"),
+            learning_rate=(0 < self.learning_rate <= 1, "above 0, at most 1"),
             batch_size=(self.batch_size >= 1, "at least 1"),
             max_epochs=(self.max_epochs >= 1, "at least 1"),
             patience=(self.patience >= 0, "at least 0"),

@@ -314,6 +314,21 @@ def test_unreadable_input(source: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"\x89HDF\xff\xfe", "is no text file"), (b"\n \n", "names no gene"), (b"g1\nno\n", "1 of 2 names are no genes")],
+)
+def test_files_of_genes(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, said: str
+) -> None:
+    genes, output = tmp_path / "genes.txt", tmp_path / "out.h5ad"
+    genes.write_bytes(content)
+    assert said in error_of(capsys, "impute", source, output, "--genes", genes)
+    genes.write_bytes(b"\xef\xbb\xbfg1\r\ng3")  # as spreadsheets on Windows write it
+    arguments = ["impute", source, output, "--genes", genes, "--n-steps", "2", "--quiet"]
+    assert _cli.main([str(each) for each in arguments]) == 0
+
+
 def test_errors_of_the_functions_are_one_line(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
@@ -265,11 +266,54 @@ def test_capture_efficiency(imputers: dict[str, CNNImputer]) -> None:
     np.testing.assert_array_equal(everything.toarray(), new.X.toarray())
     for bad in (0, 1.5, -0.1, np.nan, np.append(np.full(24, 0.5), 0)):
         with pytest.raises(
-            ValueError, match=r"capture_efficiency is not allowed .*: a share of the molecules, above 0"
+            ValueError,
+            match=r"capture_efficiency.* is not allowed.*: a (share of the molecules, above 0|finite number)",
         ):
             imputer.transform(new, capture_efficiency=bad)
     with pytest.raises(ValueError, match=r"capture_efficiency has shape \(3,\), expected a number or \(25,\)"):
         imputer.transform(new, capture_efficiency=[0.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (True, "capture_efficiency=True has type bool"),
+        ([True] * 25, "capture_efficiency has dtype bool"),
+        (["0.3"] * 25, "capture_efficiency has type list and dtype"),
+        (np.ma.masked_all(25), "capture_efficiency has masked entries"),
+        ({0.3}, "capture_efficiency=.* has type set"),
+        (b"0.3", "capture_efficiency=.* has type bytes"),
+        (3 + 0j, "capture_efficiency=.* has type complex"),
+    ],
+)
+def test_refused_capture_efficiencies(given: Any, said: str, imputers: dict[str, CNNImputer]) -> None:
+    new = simulate(25)
+    with pytest.raises(TypeError, match=said):
+        imputers["posterior_mean"].transform(new, capture_efficiency=given)
+    with pytest.raises(TypeError, match=said):
+        CNNImputer(**CASES["posterior_mean"]).fit(new, capture_efficiency=given)
+
+
+def test_what_is_told_of_cells_is_in_their_order(imputers: dict[str, CNNImputer]) -> None:
+    new = simulate(25)
+    share = pd.Series(np.linspace(0.1, 0.9, 25), index=new.obs_names)
+    imputer = imputers["posterior_mean"]
+    told = imputer.transform(new, capture_efficiency=share)
+    np.testing.assert_array_equal(dense(told), dense(imputer.transform(new, capture_efficiency=share.to_numpy())))
+    with pytest.raises(ValueError, match=r"capture_efficiency is a Series whose index is not adata\.obs_names"):
+        imputer.transform(new, capture_efficiency=share[::-1])
+    with pytest.raises(ValueError, match=r"clusters is a Series whose index is not adata\.obs_names"):
+        imputers["paper"].transform(new, clusters=new.obs["type"][::-1])
+
+
+@pytest.mark.parametrize("genes", [{"g1"}, frozenset(), 3, True, "g1", b"g1", np.array(3)])
+def test_names_of_genes_have_an_order(genes: Any, imputers: dict[str, CNNImputer]) -> None:
+    # The order of a set depends on the hash seed of the process: values would get the names of others.
+    said = f"genes has type {type(genes).__name__}, expected a list of names"
+    with pytest.raises(TypeError, match=said):
+        imputers["posterior_mean"].transform(simulate(25).X, genes=genes)
+    with pytest.raises(TypeError, match=said):
+        CNNImputer(**CASES["posterior_mean"]).fit(simulate(25), genes=genes)
 
 
 def test_the_gate_leaves_genes_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,8 +413,9 @@ def test_refused_clusters(fitted: CNNImputer) -> None:
         fitted.transform(new.X, clusters=list("abzab"))
     with pytest.raises(ValueError, match="clusters has 2 labels, X has 5 cells"):
         fitted.transform(new.X, clusters=["a", "b"])
-    with pytest.raises(TypeError, match="clusters='type' is text, expected one name for each of the 5 cells"):
-        fitted.transform(new.X, clusters="type")
+    for wrong in ("type", {"a", "b"}, 3):
+        with pytest.raises(TypeError, match=r"clusters=.* has type .*, expected a name for each of 5 cells"):
+            fitted.transform(new.X, clusters=wrong)
 
 
 def test_results_are_put_together_alike_dense_and_sparse(monkeypatch: pytest.MonkeyPatch) -> None:

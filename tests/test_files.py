@@ -45,6 +45,23 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("inside", ["o.zarr", "layers/o.h5ad", "r.html"])
+def test_nothing_is_written_into_a_store(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: str
+) -> None:
+    store = tmp_path / "s.zarr"
+    simulate().write_zarr(store)
+    before = sorted(store.rglob("*"))
+    output = ["--report", store / inside] if inside.endswith("html") else []
+    target = tmp_path / "o.h5ad" if output else store / inside
+    assert run("impute", store, target, "--n-steps", "2", "--quiet", *output) == 1
+    assert f"lies in the zarr store {store}" in capsys.readouterr().err
+    assert sorted(store.rglob("*")) == before
+    assert names(tmp_path) == ["in.h5ad", "s.zarr"]
+    with pytest.raises(FileExistsError, match="lies in the zarr store"):
+        scnn.CNNImputer(n_steps=2, verbose=False).fit(simulate()).save(store / "imputer")
+
+
 @pytest.mark.parametrize("content", [b"precious", b"", b"\x89HDF\r\n\x1a\nprecious"])
 def test_a_file_that_is_no_anndata_is_not_replaced(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes

@@ -17,6 +17,7 @@ import pytest
 from helpers import simulate
 
 import scanpy_cnnimpute as scnn
+from scanpy_cnnimpute._anndata.results import Record
 from scanpy_cnnimpute._cli import main
 from scanpy_cnnimpute._report.conclusions import compare, conclusions
 from scanpy_cnnimpute._report.page import render
@@ -292,7 +293,7 @@ def test_other_files_are_kept(full: ad.AnnData, tmp_path: Path) -> None:
         scnn.report(full, 3)  # type: ignore[arg-type]
 
 
-def scores(values: dict[str, list[float]], **params: Any) -> dict[str, Any]:
+def scores(values: dict[str, list[float]], **params: Any) -> Record:
     """A record of tl.eval_imputation with these deviances."""
     n_seeds = len(next(iter(values.values())))
     table = pd.DataFrame(
@@ -302,7 +303,8 @@ def scores(values: dict[str, list[float]], **params: Any) -> dict[str, Any]:
             for seed in range(n_seeds)
         ]
     )
-    return {"scores": table, "params": {"how": "molecules", "preset": "default", **params}}
+    record = {"scores": table, "params": {"how": "molecules", "preset": "default", **params}}
+    return Record(record, "adata.uns['eval_imputation']", "tl.eval_imputation")
 
 
 OTHERS = {"none": [0.9, 0.9], "gene_mean": [0.5, 0.52], "cluster_mean": [0.45, 0.46], "rank_k": [2.0, 2.0]}

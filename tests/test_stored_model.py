@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import pickle
+import re
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -410,6 +411,46 @@ def test_a_damaged_fit_is_refused() -> None:
     del adata.varm["dropout_prob_shape"]
     with pytest.raises(KeyError, match="No dropout model is stored under 'dropout_prob'"):
         scnn.get.dropout_prob(adata)
+
+
+RECORDS = {
+    "model": ("dropout_prob", ["params", "model"], scnn.get.dropout_prob),
+    "n_obs": ("dropout_prob", ["fingerprint", "n_obs"], scnn.get.dropout_prob),
+    "is_whole": ("dropout_prob", ["fingerprint", "is_whole"], scnn.pp.cnn_impute),
+    "format": ("dropout_prob", ["fingerprint", "format"], scnn.get.cnn_imputed),
+    "preset": ("cnn_imputed", ["params", "preset"], scnn.get.cnn_imputed),
+    "fingerprint": ("cnn_imputed", ["fingerprint"], scnn.get.cnn_imputed),
+    "history": ("cnn_imputed", ["history"], lambda adata: scnn.pl.history(adata, show=False)),
+}
+
+
+@pytest.mark.parametrize("lost", RECORDS)
+def test_what_a_record_has_lost_is_named(lost: str) -> None:
+    adata = imputed()
+    key, place, call = RECORDS[lost]
+    record = adata.uns[key]
+    for name in place[:-1]:
+        record = record[name]
+    del record[place[-1]]
+    written_by = "pp.dropout_prob" if key == "dropout_prob" else "pp.cnn_impute"
+    said = (
+        f"'{lost}'. Run {written_by} again" if lost != "model" else "['params']['model']=None is not known. Available"
+    )
+    with pytest.raises((KeyError, ValueError), match=re.escape(said)):
+        call(adata)
+
+
+def test_what_stands_in_place_of_a_record_is_refused() -> None:
+    adata = imputed()
+    adata.uns["dropout_prob"]["params"]["model"] = "zzz"
+    with pytest.raises(ValueError, match=r"adata.uns\['dropout_prob'\]\['params'\]\['model'\]='zzz' is not known"):
+        scnn.get.dropout_prob(adata)
+    adata.uns["dropout_prob"] = None
+    with pytest.raises(ValueError, match="'cnn_imputed' goes on from another fit"):
+        scnn.get.cnn_imputed(adata)
+    adata.uns["cnn_imputed"]["history"] = [1, 2]
+    with pytest.raises(ValueError, match=r"adata.uns\['cnn_imputed'\]\['history'\] has type list, not a table"):
+        scnn.pl.history(adata, show=False)
 
 
 # Layers of the user's own

@@ -379,6 +379,16 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     FinishedParts(tmp_path / "parts", {"a": 1}).close()
 
 
+def test_errors_while_a_part_is_written_keep_their_words(tmp_path: Path) -> None:
+    part = tmp_path / "x.npz"
+    with pytest.raises(OSError, match=r"^a damaged chunk$") as caught, _finished.writing(part):
+        raise OSError("a damaged chunk")
+    assert caught.value.filename is None
+    with pytest.raises(OSError, match="full") as caught, _finished.writing(part):
+        raise OSError(errno.ENOSPC, "full")
+    assert caught.value.filename == str(part)
+
+
 def test_parts_are_whole_and_belong_to_a_key(tmp_path: Path) -> None:
     folder = tmp_path / "parts"
     parts = FinishedParts(folder, {"a": 1})

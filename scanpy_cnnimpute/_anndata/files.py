@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".h5ad", ".zarr")
 ZARR_ATTRIBUTES = (".zattrs", "zarr.json")  # files with the attributes of a store: zarr formats 2 and 3
 STORE_CONTENT = {"X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"}
-STORE_CONTENT |= {*ZARR_ATTRIBUTES, ".zgroup", ".zmetadata"}
+STORE_CONTENT |= _atomic.ZARR_FILES
 """What the folder of an AnnData store holds."""
 SPACE_FACTOR, SPACE_BYTES = 2, 2**24
 """Of an AnnData in memory, and besides: its file takes less, be it incompressible or of many small parts."""
@@ -83,7 +83,7 @@ def replacing(path: Path, *, force: bool, is_text: bool = False, is_check: bool 
     Raises
     ------
     FileExistsError
-        If there is something that is not replaced.
+        If there is something that is not replaced, or the place is within a zarr store.
     FileNotFoundError, PermissionError
         If there is no folder for the output, or it cannot be written to.
     InUseError
@@ -91,6 +91,7 @@ def replacing(path: Path, *, force: bool, is_text: bool = False, is_check: bool 
     """
     _check_replaced(path, force=force, is_text=is_text)
     target = _place(path)
+    _atomic.check_outside_stores(target)
     if not target.parent.is_dir():
         msg = f"{path}: the folder {target.parent} does not exist."
         raise FileNotFoundError(msg)

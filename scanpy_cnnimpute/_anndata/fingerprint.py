@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .results import written_by
+from .results import stored_record, written_by
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -49,7 +49,7 @@ def add_fingerprint(
     were, and the id of the fit, kept for each cell and gene, whether parts of several fits were put together.
     """
     if built_on is not None:
-        return {"format": FORMAT, "built_on": int(adata.uns[built_on]["fingerprint"]["fit"])}
+        return {"format": FORMAT, "built_on": int(stored_record(adata, built_on)["fingerprint"]["fit"])}
     library_size, total = counts.totals.library_size, counts.totals.gene_total
     names = _hash_names(adata.var_names)
     fit = zlib.crc32(repr(identity).encode())
@@ -80,9 +80,9 @@ def check_fingerprint(adata: AnnData, key: str, counts: Counts) -> None:
     ValueError
         If names, genes or cells were moved, counts were replaced, or parts of several fits were put together.
     """
-    record = adata.uns[key]["fingerprint"]
+    record = stored_record(adata, key)["fingerprint"]
     if "built_on" in record:
-        base = adata.uns[key]["params"]["dropout_key"]
+        base = stored_record(adata, key)["params"]["dropout_key"]
         _check_built_on(adata, key, base)
         check_fingerprint(adata, base, counts)
         return
@@ -122,8 +122,9 @@ def check_fingerprint(adata: AnnData, key: str, counts: Counts) -> None:
 
 def _check_built_on(adata: AnnData, key: str, base: str) -> None:
     """A fit is invalid once the fit that it goes on from is replaced."""
-    now = adata.uns[base]["fingerprint"]["fit"] if base in adata.uns and "fingerprint" in adata.uns[base] else None
-    if adata.uns[key]["fingerprint"]["built_on"] != now:
+    there = written_by(adata, base) is not None and "fingerprint" in adata.uns[base]
+    now = stored_record(adata, base)["fingerprint"]["fit"] if there else None
+    if stored_record(adata, key)["fingerprint"]["built_on"] != now:
         again = f"Run {written_by(adata, key)} again."
         msg = f"{key!r} goes on from another fit than the one now stored under {base!r}. {again}"
         raise ValueError(msg)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._checks import check_choice
 from .._counts import CountsInMemory, StoredCounts, is_dask, is_stored
 from .._matrix import check_probabilities
 from ..dropout import MODELS, GivenProbabilities, ModelledDropout
 from ..imputation import IMPUTERS, find_imputer
 from .counts import layer_names
 from .fingerprint import check_fingerprint, fingerprint_keys
-from .results import written_by
+from .results import stored_record, written_by
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -59,7 +60,7 @@ def dropout_keys(key: str, model: str | None = None, written: Collection[str] | 
 
 def _keys_of_stored(adata: AnnData, key: str) -> list[tuple[str, str]]:
     """Attributes and keys of the dropout model that was stored under this key."""
-    record = adata.uns[key]
+    record = stored_record(adata, key)
     return dropout_keys(key, record["params"]["model"], set(record["written"]))
 
 
@@ -109,7 +110,7 @@ def has_dropout_model(adata: AnnData, key: str) -> bool:
     """Whether a complete dropout model is stored under this key."""
     if written_by(adata, key) != DROPOUT_FUNCTION or "arrays" not in adata.uns[key]:
         return False
-    known = adata.uns[key]["params"]["model"] in MODELS
+    known = adata.uns[key]["params"].get("model") in MODELS
     return known and all(name in getattr(adata, place) for place, name in _keys_of_stored(adata, key))
 
 
@@ -123,6 +124,7 @@ def require_dropout_model(adata: AnnData, key: str) -> None:
     if not has_dropout_model(adata, key):
         lost = ""
         if written_by(adata, key) == DROPOUT_FUNCTION and "arrays" in adata.uns[key]:
+            check_choice(f"adata.uns[{key!r}]['params']['model']", adata.uns[key]["params"].get("model"), MODELS)
             lost = _lost(adata, _keys_of_stored(adata, key))
         there = stored_models(adata)
         msg = f"No dropout model is stored under {key!r}. Stored: {there}.{lost} Run pp.dropout_prob first."
@@ -137,7 +139,7 @@ def _lost(adata: AnnData, keys: list[tuple[str, str]]) -> str:
 
 def load_dropout_model(adata: AnnData, key: str) -> tuple[DropoutModel, Any]:
     """The stored model, and its description of the cells, of a (possibly subset) AnnData."""
-    record = adata.uns[key]
+    record = stored_record(adata, key)
     kind = MODELS[record["params"]["model"]]
     model = _read_record(adata, key, kind, record["arrays"])
     cells = _read_record(adata, key, kind.cells_type, record["arrays"], sizes=model.axis_sizes)
@@ -178,9 +180,9 @@ def _imputer_places(adata: AnnData, key: str) -> list[tuple[str, str]] | None:
     """Where the parts of a stored imputer should be; None if none was stored."""
     if written_by(adata, key) != IMPUTE_FUNCTION or "arrays" not in adata.uns[key]:
         return None
-    params = adata.uns[key]["params"]
+    params = stored_record(adata, key)["params"]
     keys = _record_keys(key, find_imputer(params["preset"], params["estimate"], params.get("entries", "zeros")))
-    return keys if "built_on" in adata.uns[key]["fingerprint"] else keys + fingerprint_keys(key)
+    return keys if "built_on" in stored_record(adata, key)["fingerprint"] else keys + fingerprint_keys(key)
 
 
 def require_imputer(adata: AnnData, key: str) -> None:
@@ -198,7 +200,7 @@ def require_imputer(adata: AnnData, key: str) -> None:
 
 def load_imputer(adata: AnnData, key: str) -> Imputer:
     """The stored imputer of a (possibly subset) AnnData."""
-    record = adata.uns[key]
+    record = stored_record(adata, key)
     params = record["params"]
     kind = find_imputer(params["preset"], params["estimate"], params.get("entries", "zeros"))
     settings = kind.settings_type.from_overrides({name: params.get(name) for name in kind.settings_type.names()})

@@ -201,6 +201,42 @@ def written_by(adata: AnnData, key: str) -> str | None:
     return record["params"].get("function")
 
 
+class Record(dict[str, Any]):
+    """A record of `.uns`, or a part of it, that says what has been deleted from it."""
+
+    def __init__(self, values: Mapping[str, Any], where: str, function: str) -> None:
+        self._where, self._function = where, function
+        super().__init__(
+            {
+                name: Record(value, f"{where}[{name!r}]", function) if is_mapping(value) else value
+                for name, value in values.items()
+            }
+        )
+
+    def __missing__(self, name: str) -> Any:
+        """Say what is missing, and how to get it back."""
+        msg = f"{self._where} has lost {name!r}. Run {self._function} again."
+        raise KeyError(msg)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of the record."""
+        value = self[name]
+        if not isinstance(value, pd.DataFrame):
+            msg = f"{self._where}[{name!r}] has type {type(value).__name__}, not a table. Run {self._function} again."
+            raise ValueError(msg)  # noqa: TRY004 - not the type of an argument
+        return value
+
+
+def is_mapping(value: Any) -> bool:
+    """Whether a value of `.uns` holds others by name, and is no table; also one that was read lazily."""
+    return hasattr(value, "items") and not hasattr(value, "columns")
+
+
+def stored_record(adata: AnnData, key: str) -> Record:
+    """The record of a function of this package under a key of `uns`; see :func:`written_by`."""
+    return Record(adata.uns[key], f"adata.uns[{key!r}]", str(written_by(adata, key)))
+
+
 def storable(values: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as h5ad and zarr can hold them: without None, integers of more than 64 bits as text."""
     return {

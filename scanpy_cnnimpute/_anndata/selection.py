@@ -47,6 +47,8 @@ def selected_genes(adata: AnnData, mask_var: Any) -> np.ndarray:
 
 def positions(names: pd.Index, chosen: Any, argument: str) -> np.ndarray:
     """Positions of what an AnnData with these names gives for names, positions, a mask or a slice."""
+    if isinstance(chosen, np.ndarray) and chosen.ndim == 0:
+        chosen = chosen.item()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # names need not be unique
         table = AnnData(obs=pd.DataFrame({"position": np.arange(names.size)}, index=names.astype(str)))

@@ -12,7 +12,7 @@ from anndata import AnnData
 from .._progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 COPIED_BYTES = 2**26  # of a matrix at a time
@@ -113,6 +113,11 @@ def copy(source: Any, target: Any, name: str, options: dict[str, Any]) -> None:
         Of the element.
     options
         Of new datasets, such as their compression.
+
+    Raises
+    ------
+    ValueError
+        If the element cannot be read.
     """
     element = source[name]
     kind = element.attrs.get("encoding-type")
@@ -123,12 +128,32 @@ def copy(source: Any, target: Any, name: str, options: dict[str, Any]) -> None:
         group.attrs.update(dict(element.attrs))
         for each in element:
             copy(element, group, each, options)
-    elif kind == "array" and len(element.shape) > 1 and element.dtype.kind in "iufb":
+    elif kind == "array" and len(element.shape) > 1 and all(element.shape) and element.dtype.kind in "iufb":
         height = max(1, COPIED_BYTES // max(int(np.prod(element.shape[1:])) * element.dtype.itemsize, 1))
-        parts = (element[start : start + height] for start in range(0, element.shape[0], height))
-        write_dense(target, name, element.shape, parts, options)
+        write_dense(target, name, element.shape, _read_blocks(element, element.__getitem__, height), options)
     else:
-        anndata.io.write_elem(target, name, anndata.io.read_elem(element), dataset_kwargs=options)
+        with _reading(element):
+            value = anndata.io.read_elem(element)
+        anndata.io.write_elem(target, name, value, dataset_kwargs=options)
+
+
+@contextmanager
+def _reading(element: Any) -> Iterator[None]:
+    """Name the element that cannot be read."""
+    try:
+        yield
+    except Exception as error:  # h5py, zarr and anndata raise a dozen kinds for damaged files
+        msg = f"{element.name} of the input cannot be read, it may be damaged: {error}"
+        raise ValueError(msg) from error
+
+
+def _read_blocks(element: Any, read: Callable[[slice], Any], height: int, size: int | None = None) -> Iterator[Any]:
+    """Parts of an element with so many rows or, by `read`, columns; at least one."""
+    size = element.shape[0] if size is None else size
+    for start in range(0, max(size, 1), height):
+        with _reading(element):
+            part = read(slice(start, min(start + height, size)))
+        yield part
 
 
 def _copy_sparse(matrix: Any, target: Any, name: str, options: dict[str, Any]) -> None:
@@ -136,9 +161,8 @@ def _copy_sparse(matrix: Any, target: Any, name: str, options: dict[str, Any]) -
     size = matrix.shape[0 if is_csr else 1]
     n_bytes = matrix.group["data"].shape[0] * (matrix.dtype.itemsize + 4)
     step = max(1, int(size * COPIED_BYTES / max(n_bytes, 1)))
-    bounds = [(start, min(start + step, size)) for start in range(0, size, step)] or [(0, 0)]
-    parts = (matrix[start:stop] if is_csr else matrix[:, start:stop] for start, stop in bounds)
-    write_sparse(target, name, parts, options)
+    read = matrix.__getitem__ if is_csr else lambda columns: matrix[:, columns]
+    write_sparse(target, name, _read_blocks(matrix.group, read, step, size), options)
 
 
 def write_sparse(target: Any, name: str, parts: Iterable[Any], options: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from .._anndata.results import Record
     from .records import Records
 
 NOMINAL = 0.05  # share of genes that do not differ with p <= 0.05, of a test that is right
@@ -93,14 +94,15 @@ class Comparison:
         return f"{percent(abs(change))} {'better' if self.better else 'worse'} than {by}"
 
 
-def compare(record: Mapping[str, Any]) -> tuple[str, list[Comparison]]:
+def compare(record: Record) -> tuple[str, list[Comparison]]:
     """The first score of an evaluation, and the comparisons that decide whether to impute.
 
     For masked counts, which are known not to be zero, these are with the mean of the gene's non-zeros. The others are
     those of the page "Should I impute?". The best simple method is added if it is another.
     """
-    score = next(name for name in record["scores"].columns if name not in {"method", "seed"})
-    values: pd.DataFrame = record["scores"].pivot_table(index="seed", columns="method", values=score, dropna=False)
+    scores = record.table("scores")
+    score = next(name for name in scores.columns if name not in {"method", "seed"})
+    values: pd.DataFrame = scores.pivot_table(index="seed", columns="method", values=score, dropna=False)
     params = record["params"]
     names = ["nonzero_mean"] if params["how"] == "masking" else ["none", "gene_mean"]
     if params.get("cluster_key") is not None and params["how"] != "masking":
@@ -118,13 +120,13 @@ def compare(record: Mapping[str, Any]) -> tuple[str, list[Comparison]]:
     return score, found
 
 
-def _held_out(key: str, record: Mapping[str, Any], records: Records) -> Iterator[Conclusion]:
+def _held_out(key: str, record: Record, records: Records) -> Iterator[Conclusion]:
     score, found = compare(record)
     params = record["params"]
     if not found:
         yield Conclusion("note", f"The scores under {plain(key)!r} are not defined: too little was held out.")
         return
-    n_seeds = record["scores"]["seed"].nunique()
+    n_seeds = record.table("scores")["seed"].nunique()
     agree = all(each.better or each.worse for each in found)
     repeated = f"in {'each of ' * agree}{n_seeds} repetitions"
     sure = repeated if n_seeds > 1 else "in one repetition, which may be chance"
@@ -178,7 +180,7 @@ def _probabilities(records: Records) -> Iterator[Conclusion]:
             side = "overstated" if bias > 0 else "understated"
             text = f"Dropout probabilities are {side}: they are off by {number(round(error, 3))} on average."
             yield Conclusion("caution", text)
-    summary = record["summary"]
+    summary = record.table("summary")
     if "dropouts" in summary:
         missing = mean_over_cells(summary, "dropouts")
         if missing < FEW_DROPOUTS:
@@ -220,14 +222,14 @@ def mean_over_cells(summary: pd.DataFrame, column: str) -> float:
 def _imputed(records: Records) -> Iterator[Conclusion]:
     if records.imputed is None:
         return
-    params, summary = records.imputed["params"], records.imputed["summary"]
+    params, summary = records.imputed["params"], records.imputed.table("summary")
     n_entries = int(summary["n_entries"].sum())
     if n_entries == 0:
         yield Conclusion("caution", "Nothing was imputed. The table of reasons says why, and what changes it.")
         return
     everything = params.get("entries") == "all"
     what = "entries" if everything else "zeros"
-    status = records.imputed["status"]
+    status = records.imputed.table("status")
     n_genes = int((status == "imputed").any(axis=1).sum())
     where = share = ""
     if is_sampled(records):
@@ -244,12 +246,12 @@ def is_sampled(records: Records) -> bool:
     return (
         record is not None
         and (records.is_lazy or f"layers:{records.imputed_key}" not in set(record["written"]))
-        and int(record["summary"]["n_cells"].sum()) > SAMPLE_CELLS
+        and int(record.table("summary")["n_cells"].sum()) > SAMPLE_CELLS
     )
 
 
 def _training(records: Records) -> Iterator[Conclusion]:
-    history = None if records.imputed is None else records.imputed["history"]
+    history = None if records.imputed is None else records.imputed.table("history")
     if history is None or records.newest["params"]["preset"] == "paper":
         return
     losses = history["val_loss"].to_numpy(np.float64)
@@ -282,7 +284,7 @@ def _ordinary_tests(records: Records) -> Iterator[Conclusion]:
     rows = [
         row
         for record in records.false_signals.values()
-        for _, row in record["table"].iterrows()
+        for _, row in record.table("table").iterrows()
         if row["layer"] == records.imputed_key and np.isfinite(row["called"])
     ]
     if not rows:

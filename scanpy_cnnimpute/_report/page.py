@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._anndata.counts import check_adata
-from .._atomic import replacing
+from .._atomic import check_outside_stores, replacing
 from .._checks import check_key, check_number
 from .._logging import logger
 from .conclusions import conclusions
@@ -118,6 +118,7 @@ def check_report_path(path: str | PathLike[str], *, overwrite: bool) -> Path:
         msg = f"{file}: the name of a report must end in one of {', '.join(SUFFIXES)}."
         raise ValueError(msg)
     target = file.resolve()
+    check_outside_stores(target)
     if not target.parent.is_dir():
         msg = f"{file}: the folder {target.parent} does not exist."
         raise FileNotFoundError(msg)

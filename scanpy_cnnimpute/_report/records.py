@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from .._anndata.counts import layer_names, raw_matrix
 from .._anndata.models import DROPOUT_FUNCTION, IMPUTE_FUNCTION
-from .._anndata.results import as_series, written_by
+from .._anndata.results import Record, as_series, is_mapping, written_by
 from .._counts import Counts, CountsInMemory, is_dask
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class Records:
     ----------
     adata
         An AnnData with these results in `.uns` and nothing else, for the plots.
+    newest
+        The record that the report is named after.
     imputed_key, imputed
         Key and record of :func:`~scanpy_cnnimpute.pp.cnn_impute`; None for a dropout model alone.
     dropout_key, dropout
@@ -44,24 +46,19 @@ class Records:
     """
 
     adata: AnnData
+    newest: Record
     imputed_key: str | None
-    imputed: Mapping[str, Any] | None
+    imputed: Record | None
     dropout_key: str
-    dropout: Mapping[str, Any] | None
-    evaluations: Mapping[str, Mapping[str, Any]]
-    false_signals: Mapping[str, Mapping[str, Any]]
+    dropout: Record | None
+    evaluations: Mapping[str, Record]
+    false_signals: Mapping[str, Record]
     n_cells: int
     n_genes: int
     n_zeros: int | None
     is_lazy: bool
     library_size: np.ndarray | None
     capture_efficiency: np.ndarray | None
-
-    @property
-    def newest(self) -> Mapping[str, Any]:
-        """The record that the report is named after."""
-        found = self.dropout if self.imputed is None else self.imputed
-        return {} if found is None else found
 
     @property
     def has_own_probabilities(self) -> bool:
@@ -85,9 +82,10 @@ def read_records(adata: AnnData, key: str) -> Records:
             f"{help_} scnn.{IMPUTE_FUNCTION} first."
         )
         raise KeyError(msg)
-    imputed = in_memory(adata.uns[key]) if function == IMPUTE_FUNCTION else None
+    newest = _record(adata, key)
+    imputed = newest if function == IMPUTE_FUNCTION else None
     dropout_key = key if imputed is None else imputed["params"]["dropout_key"]
-    dropout = in_memory(adata.uns[dropout_key]) if written_by(adata, dropout_key) == DROPOUT_FUNCTION else None
+    dropout = _record(adata, dropout_key) if written_by(adata, dropout_key) == DROPOUT_FUNCTION else None
     evaluations = _written(adata, EVALUATION_FUNCTION)
     false_signals = _written(adata, FALSE_SIGNALS_FUNCTION)
     stored: dict[str, Any] = {**evaluations, **false_signals}
@@ -95,6 +93,7 @@ def read_records(adata: AnnData, key: str) -> Records:
     layer = adata.uns[key]["params"].get("layer")
     return Records(
         adata=AnnData(uns=stored),
+        newest=newest,
         imputed_key=None if imputed is None else key,
         imputed=imputed,
         dropout_key=dropout_key,
@@ -112,15 +111,20 @@ def read_records(adata: AnnData, key: str) -> Records:
 
 def in_memory(value: Any) -> Any:
     """A record, of which an AnnData that was read lazily holds parts in its file."""
-    if hasattr(value, "items") and not hasattr(value, "columns"):
+    if is_mapping(value):
         return {name: in_memory(each) for name, each in value.items()}
     if hasattr(value, "to_memory"):
         return value.to_memory()
     return value.compute() if hasattr(value, "compute") else value
 
 
+def _record(adata: AnnData, key: str) -> Record:
+    """A record in memory that says what has been deleted from it."""
+    return Record(in_memory(adata.uns[key]), f"adata.uns[{key!r}]", str(written_by(adata, key)))
+
+
 def _written(adata: AnnData, function: str) -> dict[str, Any]:
-    return {key: in_memory(adata.uns[key]) for key in adata.uns if written_by(adata, key) == function}
+    return {key: _record(adata, key) for key in adata.uns if written_by(adata, key) == function}
 
 
 def _column(adata: AnnData, name: str) -> np.ndarray | None:

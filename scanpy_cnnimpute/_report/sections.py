@@ -22,6 +22,7 @@ from .words import DENOISED, REASONS, percent, plain, score_text, spread
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from .._anndata.results import Record
     from .records import Records
 
 N_EXAMPLES = 5  # genes that are named for each reason
@@ -103,7 +104,7 @@ def _data(records: Records) -> Section:
         stated = "stated" if "capture_efficiency" in params else "assumed"
         rows.append((f"Capture efficiency, {stated}", spread(records.capture_efficiency)))
     paragraphs = []
-    fitted = int(records.newest["summary"]["n_cells"].sum())
+    fitted = int(records.newest.table("summary")["n_cells"].sum())
     if fitted != records.n_cells:
         paragraphs.append(
             f"The results below are of {fitted:,} cells: cells without a cluster are left out, and cells or genes may "
@@ -118,7 +119,7 @@ def _what_was_imputed(records: Records) -> Section:
         text = "Nothing: only a dropout model is stored. scnn.pp.cnn_impute(adata) goes on from it."
         return Section("imputed", title, [text])
     record = records.imputed
-    params, status, summary = record["params"], record["status"], record["summary"]
+    params, status, summary = record["params"], record.table("status"), record.table("summary")
     everything, in_clusters = params.get("entries") == "all", status.shape[1] > 1
     helps = WHAT_HELPS if params["preset"] == "paper" else WHAT_HELPS | WITHOUT_CLUSTERS
     codes = np.column_stack([status[column].astype(str) for column in status])
@@ -152,7 +153,7 @@ def _dropout(records: Records) -> Section:
     if record is None:
         text = f"No model is stored under {plain(records.dropout_key)!r}."
         return Section("dropout", title, [text])
-    summary, paragraphs, drawings = record["summary"], [], []
+    summary, paragraphs, drawings = record.table("summary"), [], []
     curve = record.get("reliability")
     if curve is not None and not curve.empty:
         error, _ = calibration(curve)
@@ -217,11 +218,11 @@ def _held_out(records: Records) -> Section:
     return Section("held-out", title, paragraphs, tables, drawings)
 
 
-def _evaluation(records: Records, key: str, record: Mapping[str, Any]) -> tuple[str, Table, Drawing]:
+def _evaluation(records: Records, key: str, record: Record) -> tuple[str, Table, Drawing]:
     """Words, table and figure of one result of :func:`~scanpy_cnnimpute.tl.eval_imputation`."""
-    params, table = record["params"], record["table"]
+    params, table = record["params"], record.table("table")
     scores = [name for name in table if not name.endswith("_range")]
-    n_seeds, first = record["scores"]["seed"].nunique(), scores[0]
+    n_seeds, first = record.table("scores")["seed"].nunique(), scores[0]
     repeated = f"{n_seeds} repetition{'' if n_seeds == 1 else 's'}"
     words = f"{plain(key)}: {ESTIMATED[params['how']]} Tested with preset={plain(params['preset'])!r}, {repeated}."
     rows = [
@@ -247,7 +248,7 @@ def _false_signals(records: Records) -> Section:
         return Section("false-signals", title, [text])
     paragraphs, tables, drawings = [], [], []
     for key, record in records.false_signals.items():
-        params, table = record["params"], record["table"]
+        params, table = record["params"], record.table("table")
         groups = plain(", ".join(map(str, np.ravel(params["groups"]))))
         paragraphs.append(
             f"{plain(key)}: decoys are genes whose counts are permuted among the compared cells. A test that is right "
@@ -284,7 +285,7 @@ def _false_signals(records: Records) -> Section:
 
 def _training(records: Records) -> Section:
     title = "Training"
-    history = None if records.imputed is None else records.imputed["history"]
+    history = None if records.imputed is None else records.imputed.table("history")
     if records.imputed is None or history is None or history.empty:
         return Section("training", title, ["No network was trained."])
     networks = history.groupby(["cluster", "subset"], sort=False, observed=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .._anndata.counts import check_adata, open_counts
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import load_dropout, load_imputer, require_dropout_model, require_imputer
+from .._anndata.results import stored_record
 from .._anndata.selection import positions, selected_cells
 from .._checks import check_key
 from ..dropout import ModelledDropout
@@ -58,7 +59,7 @@ def cnn_imputed(
     """
     check_adata(adata, caller="get.cnn_imputed", in_memory=False)
     require_imputer(adata, check_key("key", key))
-    params = adata.uns[key]["params"]
+    params = stored_record(adata, key)["params"]
     part = selected_cells(adata, cells, params.get("layer"))
     wanted = positions(adata.var_names, genes, "genes")
     counts = open_counts(part, params.get("layer"), caller="get.cnn_imputed", integers=False)
@@ -69,7 +70,7 @@ def cnn_imputed(
 
 def _dropout(part: AnnData, counts: Counts, imputed_key: str) -> Dropout:
     """Dropout probabilities as pp.cnn_impute had them."""
-    record = part.uns[imputed_key]
+    record = stored_record(part, imputed_key)
     key = record["params"]["dropout_key"]
     dropout = load_dropout(part, key, counts)
     if dropout is None:

@@ -9,6 +9,7 @@ import numpy as np
 from .._anndata.counts import check_adata, open_counts
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import load_dropout_model, require_dropout_model
+from .._anndata.results import stored_record
 from .._anndata.selection import positions, selected_cells
 from .._checks import check_key
 
@@ -51,7 +52,7 @@ def dropout_prob(
     """
     check_adata(adata, caller="get.dropout_prob", in_memory=False)
     require_dropout_model(adata, check_key("key", key))
-    layer = adata.uns[key]["params"].get("layer")
+    layer = stored_record(adata, key)["params"].get("layer")
     part = selected_cells(adata, cells, layer)
     wanted = positions(adata.var_names, genes, "genes")
     counts = open_counts(part, layer, caller="get.dropout_prob", integers=False)

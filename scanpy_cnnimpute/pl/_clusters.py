@@ -67,7 +67,7 @@ def clusters(
     """
     check_figure(ax, show=show, save=save)
     record = stored_result(adata, key, function="tl.eval_clusters")
-    table = record["table"]
+    table = record.table("table")
 
     axes = get_axes(ax, size=(7.2, 3.8))
     middle = np.arange(len(SCORES))

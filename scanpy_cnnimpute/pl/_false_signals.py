@@ -60,7 +60,7 @@ def false_signals(
     'decoys with p <= 0.05'
     """
     check_figure(ax, show=show, save=save)
-    table = stored_result(adata, key, function="tl.eval_false_signals")["table"]
+    table = stored_result(adata, key, function="tl.eval_false_signals").table("table")
     layers, methods = list(dict.fromkeys(table["layer"])), list(dict.fromkeys(table["method"]))
     axes = get_axes(ax, size=(1.6 + 1.1 * len(layers), 3.6))
     for position, (method, color) in enumerate(zip(methods, (BLUE, ORANGE), strict=False)):

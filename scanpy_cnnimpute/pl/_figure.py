@@ -6,7 +6,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from .._anndata.counts import check_adata
-from .._anndata.results import written_by
+from .._anndata.results import Record, stored_record, written_by
 from .._checks import check_key, check_number
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY, LIGHT_GREY = "#0072b2", "#d55e00", "#7f7f7f", "#d3d3d3"
 
 
-def stored_result(adata: AnnData, key: str, *, function: str) -> dict[str, Any]:
+def stored_result(adata: AnnData, key: str, *, function: str) -> Record:
     """Result of a function of this package under a key of `uns`; the KeyError names the results that exist."""
     check_adata(adata, caller="scanpy_cnnimpute.pl")
     check_key("key", key)
@@ -26,7 +26,7 @@ def stored_result(adata: AnnData, key: str, *, function: str) -> dict[str, Any]:
         there = [other for other in adata.uns if written_by(adata, other) == function]
         msg = f"No result of {function} is stored under {key!r}. Stored: {there}. Run scnn.{function} first."
         raise KeyError(msg)
-    return adata.uns[key]
+    return stored_record(adata, key)
 
 
 def check_gene(adata: AnnData, gene: str) -> None:

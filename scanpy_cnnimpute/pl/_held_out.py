@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import metrics
 from .._anndata.counts import check_adata, get_counts
-from .._anndata.results import written_by
+from .._anndata.results import stored_record, written_by
 from .._checks import check_key
 from ._figure import GREY, add_colorbar, check_figure, finish, get_axes
 
@@ -81,7 +81,7 @@ def held_out(
     check_adata(adata, caller="pl.held_out")
     check_key("truth", truth)
     check_key("layer", layer)
-    source = adata.uns[layer]["params"].get("layer") if written_by(adata, layer) == "pp.cnn_impute" else None
+    source = stored_record(adata, layer)["params"].get("layer") if written_by(adata, layer) == "pp.cnn_impute" else None
     matrices = [get_counts(adata, name, caller="pl.held_out", integers=False) for name in (source, truth, layer)]
     parts = []
     for start in range(0, adata.n_obs, BLOCK_CELLS):

@@ -64,7 +64,7 @@ def history(
     """
     check_figure(ax, show=show, save=save)
     record = stored_result(adata, key, function="pp.cnn_impute")
-    frame = record["history"]
+    frame = record.table("history")
     if frame.empty:
         msg = f"No network was trained for {key!r}: adata.uns[{key!r}]['summary'] says why."
         raise ValueError(msg)

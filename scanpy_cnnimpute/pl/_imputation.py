@@ -85,14 +85,14 @@ def imputation(
     if score is not None:
         check_key("score", score)
     record = stored_result(adata, key, function="tl.eval_imputation")
-    scores = record["scores"]
+    scores = record.table("scores")
     available = [column for column in scores.columns if column not in {"method", "seed"}]
     score = available[0] if score is None else score
     if score not in available:
         msg = f"score={score!r} is not in adata.uns[{key!r}]['scores']. Available: {available}."
         raise ValueError(msg)
     higher = score in HIGHER_IS_BETTER
-    median = record["table"][score].dropna().sort_values(ascending=higher)
+    median = record.table("table")[score].dropna().sort_values(ascending=higher)
 
     axes = get_axes(ax, size=(5.6, 3.6))
     for position, (method, value) in enumerate(median.items()):

@@ -74,7 +74,7 @@ def reliability(
             "Run scnn.pp.dropout_prob with model='calibrated'."
         )
         raise ValueError(msg)
-    curve = record["reliability"]
+    curve = record.table("reliability")
     if curve.empty:
         msg = f"The reliability curve of {key!r} is empty: no zero was left to judge."
         raise ValueError(msg)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from .._anndata.counts import layer_names
 from .._anndata.models import has_dropout_model
-from .._anndata.results import check_keys
+from .._anndata.results import check_keys, stored_record
 from .._checks import check_choice, check_key, check_number, check_seed
 from .._logging import logger
 from ..dropout.read_counts import CountType
@@ -128,7 +128,7 @@ def choose(adata: AnnData, request: ImputeRequest) -> Choice:
 def _model_name(adata: AnnData, key: str, imputer: type[Imputer]) -> str:
     """The dropout model that will be used: the stored one, none for a layer of the user's own, else the preset's."""
     if has_dropout_model(adata, key):
-        return adata.uns[key]["params"]["model"]
+        return stored_record(adata, key)["params"]["model"]
     return "a layer of your own" if key in layer_names(adata) else imputer.dropout_model
 
 

@@ -17,7 +17,7 @@ from .._anndata.models import (
     load_dropout,
     stored_models,
 )
-from .._anndata.results import cluster_codes
+from .._anndata.results import cluster_codes, stored_record
 from .._anndata.selection import selected_genes
 from .._checks import warn_user
 from .._finished import FinishedParts
@@ -70,14 +70,14 @@ def _fit_dropout(adata: AnnData, counts: Counts, request: ImputeRequest) -> Mode
 def _check_origin(adata: AnnData, request: ImputeRequest) -> None:
     """The stored dropout model must have been fitted to the layer and the type of counts that are asked for."""
     key = request.dropout_key
-    layer = adata.uns[key]["params"].get("layer")
+    layer = stored_record(adata, key)["params"].get("layer")
     if layer != request.layer:
         msg = (
             f"The dropout model {key!r} was fitted to layer={layer!r}, not to layer={request.layer!r}. "
             "Pass that layer, or run pp.dropout_prob with another key_added and pass it as dropout_key."
         )
         raise ValueError(msg)
-    counted = adata.uns[key]["params"].get("count_type", "auto")
+    counted = stored_record(adata, key)["params"].get("count_type", "auto")
     if request.count_type not in {"auto", counted}:
         msg = (
             f"The dropout model {key!r} was fitted with count_type={counted!r}, not {request.count_type!r}. Leave it "
@@ -89,7 +89,7 @@ def _check_origin(adata: AnnData, request: ImputeRequest) -> None:
 def _check_clusters(adata: AnnData, dropout: ModelledDropout, request: ImputeRequest) -> None:
     """The clusters of the stored dropout model must be those that are asked for, as they are today."""
     key = request.dropout_key
-    fitted_key = adata.uns[key]["params"]["cluster_key"]
+    fitted_key = stored_record(adata, key)["params"]["cluster_key"]
     if request.cluster_key not in {None, fitted_key}:
         msg = (
             f"The dropout model {key!r} was fitted in the clusters of {fitted_key!r}, not of "

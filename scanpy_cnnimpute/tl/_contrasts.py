@@ -11,7 +11,7 @@ import pandas as pd
 from .._anndata.counts import get_counts, layer_matrices, layer_names, open_counts
 from .._anndata.fingerprint import check_fingerprint
 from .._anndata.models import IMPUTE_FUNCTION, load_dropout, load_imputer, require_imputer
-from .._anndata.results import written_by
+from .._anndata.results import stored_record, written_by
 from .._checks import check_names, warn_user
 from ..differential import TESTS, Contrast, ImputedDecoys, decoys_of, log2_fold_changes, mixing
 from ..dropout import ModelledDropout
@@ -35,7 +35,7 @@ BLOCK_BYTES = 2**28  # of their values
 def read_contrasts(adata: AnnData, groupby: str, groups: Any, reference: Any) -> dict[str, Contrast]:
     """The groups by name, each with the cells that it is compared with, as positions in `adata`."""
     labels = obs_column(adata, "groupby", groupby)
-    if np.ndim(reference) or reference is None:
+    if np.ndim(reference) or pd.isna(reference):
         msg = f"reference={reference!r} has type {type(reference).__name__}, expected the name of a group or {REST!r}."
         raise TypeError(msg)
     names = labels.astype(object).map(str, na_action="ignore")
@@ -101,9 +101,10 @@ class LayerValues:
         self._matrix: Any = None
         if layer is not None and self.is_imputed and n_decoys and _imputes_decoys(adata, layer):
             require_imputer(adata, layer)
-            counts = open_counts(adata, adata.uns[layer]["params"].get("layer"), caller=caller, integers=False)
+            params = stored_record(adata, layer)["params"]
+            counts = open_counts(adata, params.get("layer"), caller=caller, integers=False)
             check_fingerprint(adata, layer, counts)
-            dropout = load_dropout(adata, adata.uns[layer]["params"]["dropout_key"], counts)
+            dropout = load_dropout(adata, params["dropout_key"], counts)
             if not isinstance(dropout, ModelledDropout) or dropout.has_layer:
                 msg = (
                     f"null='decoys' imputes decoys with the fitted dropout model, but {layer!r} was imputed with "
@@ -118,7 +119,7 @@ class LayerValues:
             raise ValueError(msg)
         self._matrix = observed = next(iter(layer_matrices(adata, [layer], caller=caller).values()))
         if layer is not None and self.is_imputed:
-            source = adata.uns[layer]["params"].get("layer")
+            source = stored_record(adata, layer)["params"].get("layer")
             observed = get_counts(adata, source, caller=caller, integers=False)
             if n_decoys:
                 warn_user(
@@ -208,7 +209,7 @@ def compared_cells(contrast: Contrast) -> np.ndarray:
 
 def _imputes_decoys(adata: AnnData, layer: str) -> bool:
     """Whether the layer comes from an imputer that can impute decoys."""
-    params = adata.uns[layer]["params"]
+    params = stored_record(adata, layer)["params"]
     kind = find_imputer(params["preset"], params["estimate"], params.get("entries", "zeros"))
     return issubclass(kind, MoleculeImputer)
 
