@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -282,13 +283,23 @@ def _limit_keras_once(n_threads: int) -> None:
     limit_keras(n_threads)
 
 
+def load_keras() -> Any:
+    """Keras, whose first import draws from Python's global generator: with the generator as it was."""
+    if "keras" in sys.modules:
+        return sys.modules["keras"]
+    state = random.getstate()
+    try:
+        import keras
+    finally:
+        random.setstate(state)
+    return keras
+
+
 def limit_keras(n_jobs: int | None) -> None:
     """The same for TensorFlow, which takes a number only before it computes; other backends follow OpenMP or do not."""
     if n_jobs is None:
         return
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
+    if load_keras().backend.backend() != "tensorflow":
         return
     from tensorflow.config import threading
 

@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,6 @@ import scanpy_cnnimpute as scnn
 from scanpy_cnnimpute._matrix import to_csr
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import anndata as ad
 
 
@@ -419,6 +418,24 @@ def assert_same_state(before: dict[str, Any]) -> None:
     after["libraries"] = [each for each in after["libraries"] if each[0] in known]
     for name, value in before.items():
         assert after[name] == value, name
+
+
+FIRST_CALL = """
+import random
+import numpy as np
+import scanpy_cnnimpute as scnn
+from helpers import simulate
+adata = simulate()
+states = random.getstate(), str(np.random.get_state())
+scnn.pp.cnn_impute(adata, n_steps=2, verbose=False)
+assert (random.getstate(), str(np.random.get_state())) == states
+"""
+
+
+def test_the_first_call_of_a_process_keeps_generators() -> None:
+    # The first import of Keras draws from Python's generator.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    subprocess.run([sys.executable, "-c", FIRST_CALL], check=True, env=environment)
 
 
 @pytest.mark.parametrize("name", CALLS)

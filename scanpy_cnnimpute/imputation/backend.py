@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._threads import check_fork
+from .._threads import check_fork, load_keras
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,16 +23,12 @@ def needs_compilation() -> bool:
     JAX would run them operation by operation otherwise. TensorFlow has its own graph, which XLA takes longer to compile
     than the networks train, and again for each batch size; torch runs operations one by one.
     """
-    from keras import backend
-
-    return backend.backend() == "jax"
+    return load_keras().backend.backend() == "jax"
 
 
 def layer_dtype() -> str:
     """Precision of the layers: mixed if the user's dtype policy is, otherwise single, whatever ``floatx`` says."""
-    from keras import config
-
-    policy = config.dtype_policy().name
+    policy = load_keras().config.dtype_policy().name
     return policy if policy.startswith("mixed_") else "float32"
 
 
@@ -49,9 +45,7 @@ def check_backend() -> None:
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is None or not hasattr(tensorflow, "executing_eagerly") or tensorflow.executing_eagerly():
         return
-    import keras
-
-    if keras.backend.backend() == "tensorflow":
+    if load_keras().backend.backend() == "tensorflow":
         msg = (
             "TensorFlow runs in graph mode in this process: another package has called disable_eager_execution(), as "
             "DCA does. Run the imputation in a process of its own, or set the environment variable KERAS_BACKEND to "

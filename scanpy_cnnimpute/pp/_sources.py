@@ -22,6 +22,7 @@ from .._anndata.selection import selected_genes
 from .._checks import warn_user
 from .._finished import FinishedParts
 from .._logging import logger
+from .._threads import load_keras
 from ..dropout import Clusters, Dropout, ModelledDropout
 from ..imputation import FitOptions, Targets, find_imputer
 from ..tl._cluster import cluster_cells
@@ -136,11 +137,10 @@ def opened_checkpoint(folder: Any, preset: str) -> Iterator[FinishedParts | None
     if not find_imputer(preset).trains_in_clusters:
         msg = f"checkpoint={str(folder)!r} means nothing to preset={preset!r}, which trains one network: leave it out."
         raise ValueError(msg)
-    from keras import backend
-
     from .. import __version__
 
-    parts = FinishedParts(Path(folder), {"networks": preset, "version": __version__, "backend": backend.backend()})
+    backend = load_keras().backend.backend()
+    parts = FinishedParts(Path(folder), {"networks": preset, "version": __version__, "backend": backend})
     try:
         yield parts
     finally:
