@@ -114,10 +114,11 @@ def recover_killed(target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file or a folder."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    if path.is_symlink() or not path.is_dir():
         path.unlink()
+    while path.is_dir():
+        with suppress(FileNotFoundError):  # after an error, threads of zarr may still be deleting files of their own
+            shutil.rmtree(path)
 
 
 def lock(folder: Path) -> int:

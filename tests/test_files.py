@@ -45,6 +45,23 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_files_may_vanish_from_a_folder_that_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # zarr writes in threads, which delete their unfinished files after the error has been raised.
+    folder, calls, delete = tmp_path / "x", [], shutil.rmtree
+    (folder / "inner").mkdir(parents=True)
+
+    def one_vanishes(path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileNotFoundError(path)
+        delete(path)
+
+    monkeypatch.setattr(shutil, "rmtree", one_vanishes)
+    _atomic.remove(folder)
+    assert not folder.exists()
+    assert calls == [folder, folder]
+
+
 @pytest.mark.parametrize("inside", ["o.zarr", "layers/o.h5ad", "r.html"])
 def test_nothing_is_written_into_a_store(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: str
