@@ -436,8 +436,11 @@ def test_refusals(adata: ad.AnnData) -> None:
         scnn.pp.cnn_impute(adata, n_targets=16)
     with pytest.raises(ValueError, match=r"n_folds=7 is not a setting of .*estimate='posterior_mean'.*'conditional'"):
         scnn.pp.cnn_impute(adata, n_folds=7)
-    with pytest.raises(ValueError, match="n_folds=1 is not allowed"):
-        scnn.pp.cnn_impute(adata, estimate="conditional", n_folds=1)
+    for wrong in (1, 101):
+        with pytest.raises(ValueError, match=f"n_folds={wrong} is not allowed: 2 to 100"):
+            scnn.pp.cnn_impute(adata, estimate="conditional", n_folds=wrong)
+    with pytest.raises(ValueError, match=r"learning_rate=1\.5 is not allowed: above 0, at most 1"):
+        scnn.pp.cnn_impute(adata, learning_rate=1.5)
     assert "dropout_prob" not in adata.uns
     scnn.pp.dropout_prob(adata, cluster_key="type")
     with pytest.warns(UserWarning, match="is not the published procedure"):
