@@ -285,13 +285,12 @@ def _limit_keras_once(n_threads: int) -> None:
 
 def load_keras() -> Any:
     """Keras, whose first import draws from Python's global generator: with the generator as it was."""
-    if "keras" in sys.modules:
-        return sys.modules["keras"]
-    state = random.getstate()
+    state = None if "keras" in sys.modules else random.getstate()
     try:
-        import keras
+        import keras  # waits for another thread that is importing it
     finally:
-        random.setstate(state)
+        if state is not None:
+            random.setstate(state)
     return keras
 
 
