@@ -327,6 +327,9 @@ def test_files_of_genes(
     genes.write_bytes(b"\xef\xbb\xbfg1\r\ng3")  # as spreadsheets on Windows write it
     arguments = ["impute", source, output, "--genes", genes, "--n-steps", "2", "--quiet"]
     assert _cli.main([str(each) for each in arguments]) == 0
+    found = files.read(output)
+    changed = (found.layers["cnn_imputed"] != found.X).toarray().any(axis=0)
+    assert found.var_names[changed].tolist() == ["g1", "g3"]
 
 
 def test_errors_of_the_functions_are_one_line(

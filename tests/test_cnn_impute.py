@@ -54,7 +54,7 @@ def test_large_integers_stay_exact() -> None:
     counts = adata.X.toarray().astype(np.int64)
     counts[0, 0] = 2**40 + 1
     adata.X = counts
-    with pytest.warns(UserWarning, match="one count, .* is 100.0% of all counts"):
+    with pytest.warns(UserWarning, match=r"one count, .* is 100\.0% of all counts"):
         run(adata)
     assert adata.layers["cnn_imputed"][0, 0] == 2**40 + 1
 
