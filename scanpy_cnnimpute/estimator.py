@@ -16,6 +16,7 @@ from ._anndata.counts import check_adata, open_counts
 from ._anndata.fingerprint import check_fingerprint
 from ._anndata.models import load_dropout_model, load_imputer, require_dropout_model, require_imputer
 from ._anndata.results import stored_record
+from ._anndata.selection import check_index
 from ._checks import check_choice, check_key, check_number, check_seed, check_vector, is_list, quote_some
 from ._counts import Counts, CountsInMemory, DaskCounts, joined_blocks
 from ._labels import distinct_names
@@ -590,11 +591,10 @@ def _read(X: Any, layer: str | None, genes: Sequence[str] | None) -> tuple[Count
 
 
 def _check_order(X: Any, **of_cells: Any) -> None:
-    """Refuse Series of other cells, or of the cells in another order, than an AnnData has."""
-    for name, values in of_cells.items():
-        if isinstance(X, AnnData) and isinstance(values, pd.Series) and not values.index.equals(X.obs_names):
-            msg = f"{name} is a Series whose index is not adata.obs_names: reindex it, or pass an array."
-            raise ValueError(msg)
+    """Refuse Series whose cells are not those of the AnnData, in its order."""
+    if isinstance(X, AnnData):
+        for name, values in of_cells.items():
+            check_index(name, values, X.obs_names, "adata.obs_names")
 
 
 def _refuse_unused(kind: type[Imputer], model: type[DropoutModel] | None, **given: Any) -> None:

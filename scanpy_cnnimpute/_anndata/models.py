@@ -120,7 +120,7 @@ def stored_models(adata: AnnData) -> list[str]:
 
 
 def require_dropout_model(adata: AnnData, key: str) -> None:
-    """Raise a KeyError that names what is stored, unless a complete model is stored under this key."""
+    """Raise a KeyError that names what is stored, unless a complete model of a known kind is stored under this key."""
     if not has_dropout_model(adata, key):
         lost = ""
         if written_by(adata, key) == DROPOUT_FUNCTION and "arrays" in adata.uns[key]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import ImplicitModificationWarning
 
-from .._atomic import MAX_NAME_BYTES
+from .._atomic import MAX_NAME_BYTES, ZARR_FILES
 from .._checks import MAX_INT64, check_key
 from .._labels import distinct_names
 from .._logging import logger
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_COLUMN_BYTES = 80  # of a cluster in a column name; h5ad keeps all column names of a table in one attribute of 64 kB
 # Names with a meaning of their own: folders, anndata's index of a table, zarr's metadata.
-RESERVED_NAMES = {"", ".", "..", "_index", ".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"}
+RESERVED_NAMES = {"", ".", "..", "_index", ".zarray", *ZARR_FILES}
 
 
 WRITTEN = ("obs", "obsm", "varm", "layers", "uns")

@@ -25,10 +25,7 @@ def selected_genes(adata: AnnData, mask_var: Any) -> np.ndarray:
         where, values = f"adata.var[{mask_var!r}]", adata.var[mask_var]
     else:
         where, values = "mask_var", mask_var
-    numbered = isinstance(values, pd.Series) and values.index.equals(pd.RangeIndex(adata.n_vars))
-    if isinstance(values, pd.Series) and not numbered and not values.index.equals(adata.var_names):
-        msg = f"{where} is a Series whose index is not adata.var_names: reindex it, or pass an array."
-        raise ValueError(msg)
+    check_index(where, values, adata.var_names, "adata.var_names")
     if isinstance(values, list | tuple):
         values = np.asarray(values)
     if not pd.api.types.is_bool_dtype(values) or np.any(pd.isna(values)):
@@ -43,6 +40,15 @@ def selected_genes(adata: AnnData, mask_var: Any) -> np.ndarray:
         msg = f"{where} selects no gene."
         raise ValueError(msg)
     return mask
+
+
+def check_index(where: str, values: Any, names: pd.Index, of: str) -> None:
+    """Refuse a Series of other cells or genes, or in another order; a numbered one is taken by position."""
+    if not isinstance(values, pd.Series) or values.index.equals(pd.RangeIndex(names.size)):
+        return
+    if not values.index.equals(names):
+        msg = f"{where} is a Series whose index is not {of}: reindex it, or pass an array."
+        raise ValueError(msg)
 
 
 def positions(names: pd.Index, chosen: Any, argument: str) -> np.ndarray:

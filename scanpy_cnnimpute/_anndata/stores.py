@@ -130,7 +130,8 @@ def copy(source: Any, target: Any, name: str, options: dict[str, Any]) -> None:
             copy(element, group, each, options)
     elif kind == "array" and len(element.shape) > 1 and all(element.shape) and element.dtype.kind in "iufb":
         height = max(1, COPIED_BYTES // max(int(np.prod(element.shape[1:])) * element.dtype.itemsize, 1))
-        write_dense(target, name, element.shape, _read_blocks(element, element.__getitem__, height), options)
+        blocks = _read_blocks(element, element.__getitem__, element.shape[0], height)
+        write_dense(target, name, element.shape, blocks, options)
     else:
         with _reading(element):
             value = anndata.io.read_elem(element)
@@ -147,9 +148,8 @@ def _reading(element: Any) -> Iterator[None]:
         raise ValueError(msg) from error
 
 
-def _read_blocks(element: Any, read: Callable[[slice], Any], height: int, size: int | None = None) -> Iterator[Any]:
-    """Parts of an element with so many rows or, by `read`, columns; at least one."""
-    size = element.shape[0] if size is None else size
+def _read_blocks(element: Any, read: Callable[[slice], Any], size: int, height: int) -> Iterator[Any]:
+    """The rows of an element, or the columns, as `read` gives them, so many at a time; at least one block."""
     for start in range(0, max(size, 1), height):
         with _reading(element):
             part = read(slice(start, min(start + height, size)))
@@ -162,7 +162,7 @@ def _copy_sparse(matrix: Any, target: Any, name: str, options: dict[str, Any]) -
     n_bytes = matrix.group["data"].shape[0] * (matrix.dtype.itemsize + 4)
     step = max(1, int(size * COPIED_BYTES / max(n_bytes, 1)))
     read = matrix.__getitem__ if is_csr else lambda columns: matrix[:, columns]
-    write_sparse(target, name, _read_blocks(matrix.group, read, step, size), options)
+    write_sparse(target, name, _read_blocks(matrix.group, read, size, step), options)
 
 
 def write_sparse(target: Any, name: str, parts: Iterable[Any], options: dict[str, Any]) -> None:

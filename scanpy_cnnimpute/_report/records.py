@@ -90,7 +90,7 @@ def read_records(adata: AnnData, key: str) -> Records:
     false_signals = _written(adata, FALSE_SIGNALS_FUNCTION)
     stored: dict[str, Any] = {**evaluations, **false_signals}
     stored |= {name: record for name, record in ((dropout_key, dropout), (key, imputed)) if record is not None}
-    layer = adata.uns[key]["params"].get("layer")
+    layer = newest["params"].get("layer")
     return Records(
         adata=AnnData(uns=stored),
         newest=newest,
